@@ -1,0 +1,74 @@
+"""Relent: data → teachers → students → evaluation → comparison → claims → tracking → report."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from relent.errors import RelentError
+from relent.project import Project
+
+
+configfile: "config/config.yaml"
+
+
+try:
+    PROJECT = Project.load(config, manifests=Path(workflow.basedir) / "config")
+    if workflow.is_main_process:
+        PROJECT.check_files()
+except RelentError as error:
+    sys.exit(f"relent: {error}")
+
+
+DATA, TEACHERS, RESULTS = PROJECT.config.data, PROJECT.config.teachers, PROJECT.config.results
+CATALOGUE = PROJECT.catalogue
+# The folders and plug-ins of this configuration, for every command.
+LAYOUT = " ".join(
+    f"--{name} {shlex.quote(str(value))}"
+    for name, value in [
+        ("manifests", Path(workflow.basedir) / "config"),
+        ("data", DATA),
+        ("teachers", TEACHERS),
+        ("results", RESULTS),
+        *(("plugin", plugin) for plugin in PROJECT.config.plugins),
+    ]
+)
+
+
+wildcard_constraints:
+    task="|".join(CATALOGUE.tasks),
+    source="|".join(CATALOGUE.sources),
+    teacher=r"[a-z][a-z0-9_]*",
+    method="|".join(CATALOGUE.methods),
+    variant=r"[a-z][a-z0-9_]*",
+    scale="smoke|laptop|cluster",
+    stage=r"[a-z][a-z0-9_]*",
+    seed=r"\d+",
+
+
+localrules:
+    all,
+    data,
+    track,
+
+
+rule all:
+    default_target: True
+    input:
+        PROJECT.targets(),
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/teachers.smk"
+include: "workflow/rules/students.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/comparison.smk"
+include: "workflow/rules/tracking.smk"
+include: "workflow/rules/targets.smk"
+
+
+onsuccess:
+    from relent.cli import main as relent
+
+    relent(["summary", "--results", RESULTS, *(c.task for c in PROJECT.comparisons)])

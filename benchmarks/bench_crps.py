@@ -1,0 +1,252 @@
+"""Fair CRPS of M members on a million points, against the peers: time and peak memory, in one run on the same data.
+
+    python benchmarks/bench_crps.py [--small] [--peer-python PYTHON]
+
+Each measurement is a process of its own, rounds go through all contenders in turn, the table shows medians. The peers
+are at their fastest with numba, which this project does not depend on: `--peer-python` names an interpreter that has
+numba, scoringrules and properscoring, and adds those rows. Forms that hold M² numbers a point run in blocks of points
+(a peer's users would have to do the same); above M = 8 they run on a tenth of the points and their time is multiplied
+by ten, as `note` says. Memory is the peak resident size during the call over that before it, so that the input is not
+counted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "crps.json"
+THREADS = len(os.sched_getaffinity(0))
+BLOCK_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    variant: str
+    squared: bool = False  # holds M² numbers a point
+    numba: bool = False
+    estimator: str = "fair"
+
+
+CONTENDERS = [
+    Contender("relent", "members first"),
+    Contender("relent", "members last"),
+    Contender("relent", "with gradient"),
+    Contender("scoringrules", "numpy pwm"),
+    Contender("scoringrules", "numpy qd", estimator="biased"),
+    Contender("scoringrules", "numpy fair", squared=True),
+    Contender("scoringrules", "torch pwm"),
+    Contender("scoringrules", "numba pwm", numba=True),
+    Contender("scoringrules", "numba qd", numba=True, estimator="biased"),
+    Contender("scoringrules", "numba fair", numba=True),
+    Contender("properscoring", "numba", numba=True, estimator="biased"),
+    Contender("xskillscore", "properscoring without numba", squared=True, estimator="biased"),
+    Contender("torch", "all pairs", squared=True),
+]
+
+
+def in_blocks(score: Callable[[Any, Any], Any], truth: Any, members: Any, dtype: Any) -> np.ndarray:
+    """Score blocks of points whose M² differences fit BLOCK_BYTES."""
+    count = members.shape[-1]
+    width = max(BLOCK_BYTES // (count * count * 4), 1)
+    out = np.empty(len(truth), dtype)
+    for first in range(0, len(truth), width):
+        block = slice(first, first + width)
+        out[block] = score(truth[block], members[block])
+    return out
+
+
+def prepare(contender: Contender, members: np.ndarray, truth: np.ndarray) -> Callable[[], Any]:
+    """The call to time. `members` is (M, N); peers want (N, M), which is made before the clock starts."""
+    if contender.name == "relent":
+        return prepare_relent(contender.variant, members, truth)
+    last = np.ascontiguousarray(members.T)
+    if contender.name == "scoringrules":
+        import scoringrules
+
+        backend, estimator = contender.variant.split()
+        if backend == "torch":
+            import torch
+
+            tensors = torch.from_numpy(truth), torch.from_numpy(last)
+            return lambda: scoringrules.crps_ensemble(*tensors, estimator=estimator, backend="torch")
+
+        def score(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+            return scoringrules.crps_ensemble(y, x, estimator=estimator, backend=backend)
+
+        return (
+            (lambda: in_blocks(score, truth, last, np.float32)) if contender.squared else (lambda: score(truth, last))
+        )
+    if contender.name == "properscoring":
+        import properscoring
+
+        return lambda: properscoring.crps_ensemble(truth, last)
+    if contender.name == "xskillscore":
+        import xarray as xr
+        import xskillscore
+
+        def skill(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+            arrays = xr.DataArray(y, dims="point"), xr.DataArray(x, dims=("point", "member"))
+            return xskillscore.crps_ensemble(*arrays, dim=[]).values
+
+        return lambda: in_blocks(skill, truth, last, np.float32)
+    import torch
+
+    def pairs(y: Any, x: Any) -> Any:
+        count = x.shape[-1]
+        spread = (x[:, :, None] - x[:, None]).abs_().sum((1, 2)) / (2 * count * (count - 1))
+        return ((x - y[:, None]).abs().mean(1) - spread).numpy()
+
+    return lambda: in_blocks(pairs, torch.from_numpy(truth), torch.from_numpy(last), np.float32)
+
+
+def prepare_relent(variant: str, members: np.ndarray, truth: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    from relent.scores.crps import crps_ensemble
+
+    if variant == "members first":
+        return lambda: crps_ensemble(members, truth)
+    if variant == "members last":
+        last = np.ascontiguousarray(members.T)
+        return lambda: crps_ensemble(last, truth, member_dim=-1)
+    leaf, observed = torch.from_numpy(members).requires_grad_(), torch.from_numpy(truth)
+    return lambda: crps_ensemble(leaf, observed).mean().backward()
+
+
+def status_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"{field} is not in /proc/self/status")
+
+
+def measure(contender: Contender, folder: Path, points: int) -> dict[str, float]:
+    """In the worker: warm up (compilation, threads) on a few points, then time one call and watch its memory."""
+    members, truth = (np.load(folder / f"{name}.npy") for name in ("members", "truth"))
+    members, truth = np.ascontiguousarray(members[:, :points]), truth[:points].copy()
+    prepare(contender, members[:, :2000].copy(), truth[:2000])()
+    call = prepare(contender, members, truth)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
+    before = status_mb("VmRSS")
+    clock, cpu = time.perf_counter(), time.process_time()
+    call()
+    seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": max(status_mb("VmHWM") - before, 0.0)}
+
+
+def spawn(python: str, contender: Contender, folder: Path, points: int) -> dict[str, float] | None:
+    """Run `measure` in a fresh process; None where the contender cannot run (the reason is printed)."""
+    index = CONTENDERS.index(contender)
+    command = [python, "-W", "ignore", __file__, "--worker", str(index), str(folder), str(points)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    if done.returncode:
+        print(f"{contender.name} {contender.variant}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout)
+
+
+def bounds(count: int, points: int) -> dict[str, float]:
+    """Seconds that the machine needs at least: to read the input once, and to sort it, each with all threads.
+
+    Bandwidth is measured by summing 256 MiB, sorting by `numpy.sort` on columns that stay in the cache; both on one
+    thread.
+    """
+    stream = np.ones(2**26, dtype=np.float32)
+    columns = np.random.default_rng(0).normal(size=(2**15 // count, count)).astype(np.float32)
+    times: dict[str, list[float]] = {"read": [], "sort": []}
+    for _ in range(5):
+        clock = time.perf_counter()
+        stream.sum()
+        times["read"].append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+        np.sort(columns, axis=1)
+        times["sort"].append(time.perf_counter() - clock)
+    read = min(times["read"]) * (count + 2) * points / len(stream)
+    return {"bytes": read / THREADS, "arithmetic": min(times["sort"]) * points / len(columns) / THREADS}
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.processor())
+    return f"{model}, {THREADS} threads, numpy {np.__version__}"
+
+
+def compare(count: int, points: int, rounds: int, peer_python: str | None) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(count)
+        np.save(folder / "members.npy", rng.standard_normal((count, points), dtype=np.float32))
+        np.save(folder / "truth.npy", rng.standard_normal(points, dtype=np.float32))
+        samples: dict[Contender, list[dict[str, float]]] = {}
+        for turn in range(rounds):
+            for contender in CONTENDERS:
+                python = peer_python if contender.numba else sys.executable
+                tenth = contender.squared and count > 8
+                if python is None or (tenth and turn > 0):
+                    continue
+                sample = spawn(python, contender, folder, points // 10 if tenth else points)
+                if sample:
+                    scale = 10 if tenth else 1
+                    sample |= {"seconds": sample["seconds"] * scale, "cpu_seconds": sample["cpu_seconds"] * scale}
+                    samples.setdefault(contender, []).append(sample)
+    limit = bounds(count, points)
+    for contender, taken in samples.items():
+        notes = [f"{contender.estimator} estimator"]
+        notes += ["blocks of points"] if contender.squared else []
+        notes += ["a tenth of the points, time times ten"] if contender.squared and count > 8 else []
+        row = {key: statistics.median(sample[key] for sample in taken) for key in ("seconds", "cpu_seconds", "peak_mb")}
+        rows.append(
+            {"name": contender.name, "variant": contender.variant, "M": count, "points": points}
+            | row
+            | {"bound": max(limit, key=limit.__getitem__), "bound_seconds": max(limit.values())}
+            | {"over_bound": row["seconds"] / max(limit.values()), "machine": machine(), "note": ", ".join(notes)}
+        )
+    ours = next(row["seconds"] for row in rows if row["name"] == "relent")
+    return [row | {"ratio": row["seconds"] / ours} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="20,000 points, one round, M = 8 and 50; writes nothing")
+    parser.add_argument("--peer-python", help="interpreter with numba, scoringrules and properscoring")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        index, folder, points = options.worker
+        print(json.dumps(measure(CONTENDERS[int(index)], Path(folder), int(points))))
+        return
+    sizes, points, rounds = ((8, 50), 20_000, 1) if options.small else ((8, 50, 200), 1_000_000, options.rounds)
+    rows = []
+    print(f"{machine()}\n{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7}  note")
+    for count in sizes:
+        for row in compare(count, points, rounds, options.peer_python):
+            rows.append(row)
+            print(
+                f"{count:4d} {row['name'] + ', ' + row['variant']:44} {row['seconds']:9.3f} {row['cpu_seconds']:9.3f} "
+                f"{row['peak_mb']:9.0f} {row['ratio']:7.2f}  {row['note']}",
+                flush=True,
+            )
+        last = rows[-1]
+        print(f"     bound by {last['bound']}: {last['bound_seconds']:.3f} s on {THREADS} threads")
+    if not options.small:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

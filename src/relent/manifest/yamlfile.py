@@ -1,0 +1,144 @@
+"""Safe YAML with line numbers, so that an error can name the file, the line and the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from relent.errors import ConfigError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+
+@dataclass
+class Document:
+    """A YAML mapping and the line of each of its keys, by path."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Key, int] = field(default_factory=dict)
+
+    def line(self, key: Key) -> int | None:
+        """Line of `key`, or of its nearest ancestor that stands in the file."""
+        while key:
+            if key in self.lines:
+                return self.lines[key]
+            key = key[:-1]
+        return None
+
+    def error(self, message: str, *key: str | int) -> ConfigError:
+        """Build the error for a key of this file."""
+        return ConfigError(message, file=self.path, key=".".join(map(str, key)), line=self.line(key))
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, for which `1e-3` is a number, as YAML 1.2 and every reader expect."""
+
+
+_SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path | str) -> Document:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, repeats a key, or its top level is no mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read ({error}); give the path of a YAML file", file=path) from None
+    loader = _SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Key, int] = {}
+        if node is not None:
+            _index(node, (), lines, path)
+        data = loader.construct_document(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise ConfigError(f"is not valid YAML: {error.problem}", file=path, line=line) from None
+    finally:
+        loader.dispose()
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"must hold keys and values, not a {type(data).__name__}", file=path, line=1)
+    return Document(path, dict(data), lines)
+
+
+def _index(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            name = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if name in seen:
+                dotted = ".".join(map(str, (*key, name)))
+                raise ConfigError("stands twice; keep one of them", file=path, key=dotted, line=line)
+            seen.add(name)
+            lines[(*key, name)] = line
+            _index(value_node, (*key, name), lines, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            lines[(*key, position)] = item.start_mark.line + 1
+            _index(item, (*key, position), lines, path)
+
+
+def parse(model: type[Model], document: Document, data: Mapping[str, Any] | None = None, at: Key = ()) -> Model:
+    """Validate `data` (default: the whole document) as `model`; errors name file, line and key.
+
+    Args:
+        model: The pydantic model.
+        document: The document that the data came from.
+        data: The part of it to validate.
+        at: Where in the document that part stands.
+
+    Raises:
+        ConfigError: The first thing that is wrong.
+    """
+    try:
+        return model.model_validate(document.data if data is None else data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key: Key = (*at, *_plain(first["loc"]))
+        raise document.error(explain(first, model), *key) from None
+
+
+def _plain(location: tuple[str | int, ...]) -> Key:
+    """Drop the names that pydantic adds for unions and validators."""
+    return tuple(part for part in location if not (isinstance(part, str) and ("[" in part or "-" in part)))
+
+
+def explain(error: Any, model: type[BaseModel]) -> str:
+    """Say in the user's words what a pydantic error means."""
+    kind, given = error["type"], error.get("input")
+    name = str(error["loc"][-1]) if error["loc"] else ""
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(name, _fields_at(model, error['loc'][:-1]))}"
+    if kind == "missing":
+        return "is missing and has no default"
+    if kind in ("value_error", "assertion_error"):
+        return str(error["ctx"]["error"])
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """Field names of the (possibly nested) model at `location`; those of `model` where that can't be told."""
+    current: Any = model
+    for part in location:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return []
+        if isinstance(part, str) and part in current.model_fields:
+            annotation = current.model_fields[part].annotation
+            nested = [annotation, *getattr(annotation, "__args__", ())]
+            current = next((n for n in nested if isinstance(n, type) and issubclass(n, BaseModel)), None)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

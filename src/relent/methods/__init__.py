@@ -1,0 +1,1 @@
+"""Methods by family, one module a paper: objective (a pure function), Config, LightningModule."""

@@ -1,0 +1,72 @@
+"""The Lightning module that every method derives from: network, optimiser, schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from relent.methods.config import MethodConfig
+from relent.runspec import RunSpec
+from relent.tasks.base import TrainingTask
+
+
+class Method(LightningModule):
+    """A method bound to a task.
+
+    Subclasses give `training_step`; a subclass with parameters of its own (heads, latents) builds them in `setup_method`.
+
+    Args:
+        spec: The stage of the run.
+        config: The method's validated hyperparameters.
+        task: Data and networks.
+    """
+
+    def __init__(self, spec: RunSpec, config: MethodConfig, task: TrainingTask):
+        super().__init__()
+        self.spec, self.config, self.task = spec, config, task
+        self.network = task.network()
+        self.setup_method()
+
+    def setup_method(self) -> None:
+        """Build what the method adds to the network. The network has been initialised before, from the same seed for
+        every method, so that students of one seed start from the same weights."""
+
+    def prepare(self, datamodule: Any) -> None:
+        """Compute what is known before training (class means, climatology). Default: nothing."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output."""
+        return self.network(*args, **kwargs)
+
+    def log_terms(self, terms: dict[str, Tensor], prefix: str = "train") -> None:
+        """Log scalars under `prefix/name`."""
+        for name, value in terms.items():
+            self.log(f"{prefix}/{name}", value.detach(), batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW or SGD with linear warm-up and cosine or constant schedule, stepped every optimiser step."""
+        config = self.config
+        decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))
+        else:
+            optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor of the peak learning rate at an optimiser step."""
+        config = self.config
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        if config.schedule == "constant":
+            return 1.0
+        done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

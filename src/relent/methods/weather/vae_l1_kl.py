@@ -1,0 +1,60 @@
+"""The standard variational forecaster, L1 + KL, which FuXi-ENS is contrasted with (arXiv 2405.05925).
+
+    L = mean_m |X̂_m − X^{t+1}| + λ KL(Q ‖ P) / (C H W)
+
+The L1 of each member rewards no spread: at large λ all members collapse onto the conditional median. FuXi-S2S (Nature
+Communications 2024) is trained so. Network, latents, members and normalisation are those of `fuxi_ens`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from relent.methods.config import MethodConfig, hyperparameter
+from relent.methods.weather.base import VariationalForecast, latent_kl, row_weighted_mean
+from relent.models.fuxi_ens import LatentGaussian
+
+
+class Config(MethodConfig):
+    """Hyperparameters."""
+
+    members: int = hyperparameter(4, "Members over which the L1 is averaged.", source="ours; not public", ge=1, le=64)
+    kl_weight: float = hyperparameter(
+        0.1, "λ of the KL, which is divided by the number of forecast values C H W.", source="ours; not public", ge=0
+    )
+    latent_source: Literal["posterior", "prior", "mixed"] = hyperparameter(
+        "posterior", "Where the latents of the members come from.", source="ours: the conditional VAE's standard"
+    )
+    rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
+    rollout_start: float = hyperparameter(
+        0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
+    )
+
+
+def vae_l1_kl_loss(
+    members: Tensor,
+    truth: Tensor,
+    posterior: LatentGaussian,
+    prior: LatentGaussian,
+    weights: Tensor,
+    *,
+    kl_weight: float,
+) -> dict[str, Tensor]:
+    """L1 + λ KL of one forecast step; arguments and terms as in `relent.methods.weather.fuxi_ens.fuxi_ens_loss`."""
+    l1 = row_weighted_mean((members - truth).abs().mean(0), truth, weights)
+    kl = latent_kl(posterior, prior, truth)
+    return {"loss": l1 + kl_weight * kl.per_value, "l1": l1, "kl": kl.per_value, "active_units": kl.active}
+
+
+class VaeL1Kl(VariationalForecast):
+    """Trains the variational forecaster by L1 + KL."""
+
+    config: Config
+
+    def objective(
+        self, members: Tensor, truth: Tensor, posterior: LatentGaussian, prior: LatentGaussian, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss of one step."""
+        return vae_l1_kl_loss(members, truth, posterior, prior, weights, kl_weight=self.config.kl_weight)

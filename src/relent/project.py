@@ -1,0 +1,231 @@
+"""A project as the Snakefile sees it: configuration, catalogue and layout, and one answer for each question of a rule.
+
+Loaded once when the workflow starts, and by every command-line call; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relent.data.receipt import NAME as RECEIPT
+from relent.data.receipt import refresh_receipt
+from relent.errors import ConfigError
+from relent.manifest.catalogue import Catalogue, Comparison, Run
+from relent.manifest.models import Config, Resources
+from relent.manifest.paths import Layout
+from relent.manifest.yamlfile import Document, parse, read_yaml
+from relent.runspec import RunSpec
+
+CONFIG = Path("config/config.yaml")
+
+
+@dataclass
+class Project:
+    """Configuration, catalogue, and the comparisons that were asked for."""
+
+    config: Config
+    catalogue: Catalogue
+    comparisons: list[Comparison]
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any] | None = None, file: Path | str = CONFIG, manifests: Path | None = None) -> Project:
+        """Read and check everything.
+
+        Args:
+            values: The effective configuration (Snakemake's `config`, command-line changes included); default: the file.
+            file: The configuration file, for errors.
+            manifests: Folder of the manifests; default: the folder of `file`.
+
+        Raises:
+            ConfigError: Whatever is wrong, with file, line and key.
+        """
+        file = Path(file)
+        document = read_yaml(file) if values is None or file.is_file() else Document(file, {})
+        if values is not None:
+            document = Document(file, dict(values), document.lines)
+        config = parse(Config, document)
+        layout = Layout(config.data.rstrip("/"), config.teachers.rstrip("/"), config.results.rstrip("/"))
+        catalogue = Catalogue.load(manifests or file.parent, config.plugins, layout)
+        project = cls(config, catalogue, catalogue.comparisons(config, document))
+        return project
+
+    # ------------------------------------------------------------------------------------------ checks before jobs
+
+    def check_files(self) -> None:
+        """Check what is there before any job starts: writable folders, data sets as their receipts say.
+
+        A data set whose files were changed on purpose (they decode, none is missing) gets a new receipt, so that what
+        depends on it runs again.
+
+        Raises:
+            ConfigError: A folder cannot be written.
+            DataError: A data set is broken.
+        """
+        for folder in (self.config.results, self.config.data, self.config.teachers):
+            _check_writable(Path(folder))
+        for comparison in self.comparisons:
+            task = self.catalogue.tasks[comparison.task]
+            for source in task.sources:
+                pinned = {Path(k).name: v for k, v in self.catalogue.sources[source].files.items()}
+                refresh_receipt(Path(self.layout.source(source)), pinned)
+            refresh_receipt(Path(self.layout.dataset(comparison.task, comparison.scale)))
+        self._forget_tracking_of_a_lost_store()
+
+    def _forget_tracking_of_a_lost_store(self) -> None:
+        """A deleted SQLite store is rebuilt: the receipt of what was written to it is void."""
+        uri = self.config.tracking.uri
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            Path(self.tracking_receipt).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------ paths and targets
+
+    @property
+    def layout(self) -> Layout:
+        """Where files lie."""
+        return self.catalogue.layout
+
+    @property
+    def tracking_receipt(self) -> str:
+        """What the tracking rule wrote last."""
+        return f"{self.layout.results}/tracking.json"
+
+    def runs(self) -> list[Run]:
+        """All runs that were asked for."""
+        return [run for comparison in self.comparisons for run in comparison.runs]
+
+    def run_folder(self, run: Run) -> str:
+        """Folder of a run."""
+        return self.layout.run(run.task, run.method, run.variant, run.scale, run.seed)
+
+    def page(self, task: str) -> str:
+        """The page of a task's comparison."""
+        return f"{self.layout.comparison(task)}/comparison.html"
+
+    def targets(self) -> list[str]:
+        """What the main job makes."""
+        return [*(self.page(comparison.task) for comparison in self.comparisons), self.tracking_receipt]
+
+    def family_targets(self, family: str) -> list[str]:
+        """Scores of all runs of a family's methods."""
+        methods = self.catalogue.methods
+        return [f"{self.run_folder(run)}/scores.json" for run in self.runs() if methods[run.method].family == family]
+
+    def datasets(self) -> list[str]:
+        """Receipts of the data sets that the comparisons read."""
+        return [f"{self.layout.dataset(c.task, c.scale)}/{RECEIPT}" for c in self.comparisons]
+
+    def comparison(self, task: str) -> Comparison:
+        """The comparison of a task.
+
+        Raises:
+            ConfigError: The configuration asks for none.
+        """
+        for comparison in self.comparisons:
+            if comparison.task == task:
+                return comparison
+        raise ConfigError(f"no comparison of task {task!r}; add one to the configuration", file=CONFIG, key="comparisons")
+
+    def labels(self, task: str) -> dict[str, str]:
+        """Folder of each run of a comparison → label."""
+        return {self.run_folder(run): self.catalogue.label(run) for run in self.comparison(task).runs}
+
+    # ------------------------------------------------------------------------------------------ what a rule asks
+
+    def spec(self, wildcards: Any) -> RunSpec:
+        """Specification of the stage that a rule's wildcards name."""
+        values = dict(wildcards.items())
+        if "teacher" in values:
+            return self.catalogue.teacher_spec(values["task"], values["teacher"], values["scale"])
+        run = Run(values["task"], values["method"], values["variant"], values["scale"], int(values["seed"]))
+        return self.catalogue.stage_spec(run, values.get("stage"))
+
+    def stage_inputs(self, wildcards: Any) -> dict[str, str]:
+        """Files that a stage reads: input name → the file that marks the input as whole."""
+        marks = {"data": RECEIPT}
+        return {name: f"{folder}/{marks.get(name, 'config.json')}" for name, folder in self.spec(wildcards).inputs.items()}
+
+    def evaluation_inputs(self, wildcards: Any) -> dict[str, str]:
+        """Files that the evaluation of a run reads."""
+        values = dict(wildcards.items())
+        inputs = {"data": f"{self.layout.dataset(values['task'], values['scale'])}/{RECEIPT}"}
+        teachers = self.catalogue.tasks[values["task"]].teachers
+        if teachers:
+            folder = self.layout.teacher(values["task"], next(iter(teachers)), values["scale"])
+            inputs["teacher"] = f"{folder}/config.json"
+        return inputs
+
+    def resources(self, wildcards: Any) -> Resources:
+        """What a training job asks for."""
+        spec = self.spec(wildcards)
+        return self.catalogue.resources(spec.task, spec.method, spec.scale)
+
+    def source_json(self, source: str) -> str:
+        """What decides a source's files."""
+        manifest = self.catalogue.sources[source]
+        return _canonical({"package": manifest.package, "version": manifest.version, "files": manifest.files})
+
+    def data_json(self, task: str, scale: str) -> str:
+        """What decides a data set, apart from its sources."""
+        return _canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).data)
+
+    def data_code(self, task: str) -> str:
+        """Fingerprint of the code that prepares a data set."""
+        return self.catalogue.code(self.catalogue.tasks[task].data_module)
+
+    def evaluation_code(self, task: str) -> str:
+        """Fingerprint of the code that scores a run."""
+        kind = self.catalogue.tasks[task].kind
+        return self.catalogue.code(f"relent.tasks.{kind}.evaluation", "relent.evaluate.run")
+
+    def evaluation_json(self, task: str, scale: str) -> str:
+        """Options of a run's evaluation."""
+        return _canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).evaluation)
+
+    def comparison_json(self, task: str) -> str:
+        """What decides a comparison's tables and words, apart from its runs."""
+        manifest = self.catalogue.tasks[task]
+        keys = {"title", "summary", "notice", "metrics", "primary_metric", "baseline", "tuning_budget", "checkpoint_rule"}
+        return _canonical(
+            {
+                "task": manifest.model_dump(mode="json", include=keys),
+                "labels": self.labels(task),
+                "confidence": self.config.confidence,
+            }
+        )
+
+    def claims_json(self, task: str) -> str:
+        """What decides the verdicts, apart from the runs."""
+        methods = dict.fromkeys(run.method for run in self.comparison(task).runs)
+        return _canonical({m: [c.model_dump(mode="json") for c in self.catalogue.methods[m].claims] for m in methods})
+
+    def comparison_code(self, task: str, step: str) -> str:
+        """Fingerprint of the code of one step of a comparison: `statistics`, `claims`, `page` or `figures`."""
+        kind = self.catalogue.tasks[task].kind
+        roots = (f"relent.tasks.{kind}.comparison",) if step == "figures" else (f"relent.compare.{step}",)
+        return self.catalogue.code(*roots)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _check_writable(folder: Path) -> None:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    probe = existing / ".relent-write-test"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"folder {str(existing)!r} is not writable ({error.strerror}); choose another one") from None
+
+
+def torch_free() -> bool:
+    """Whether planning has kept its promise to load neither torch nor Lightning."""
+    return not {"torch", "lightning", "transformers"} & set(sys.modules)

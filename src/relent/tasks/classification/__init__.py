@@ -1,0 +1,1 @@
+"""Image classification, with or without a teacher whose outputs are stored."""

@@ -1,0 +1,121 @@
+"""Reads prepared classification data and a teacher's stored outputs, checked; loads no Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relent.data.receipt import check_receipt
+from relent.errors import DataError
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """A data set in memory.
+
+    Shapes: `images` (N, 1, H, W) float32, standardised by the student split; `labels` (N,) int64; `split` and `source`
+    (N,) int8, indices into `splits` and `sources`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    split: NDArray[np.int8]
+    source: NDArray[np.int8]
+    classes: list[str]
+    splits: list[str]
+    sources: list[str]
+    checksum: str
+    counts: dict[str, int]
+
+    def items(self, split: str) -> Tensor:
+        """Indices of a split, ascending."""
+        return torch.from_numpy(np.flatnonzero(self.split == self.splits.index(split)))
+
+
+def read_array(group: zarr.Group, name: str, place: Path) -> NDArray[Any]:
+    """One whole array of a zarr group.
+
+    Raises:
+        DataError: The array is missing, a chunk is missing or cannot be decoded, or a number is not finite.
+    """
+    try:
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        if array.nchunks_initialized != array.nchunks and array.fill_value is not None and not _may_be_empty(array):
+            raise DataError(f"{place}/{name}: {array.nchunks - array.nchunks_initialized} chunks are missing; make it again")
+        values = np.asarray(array[...])
+    except KeyError:
+        raise DataError(f"{place}: has no array {name!r}; make it again") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{place}/{name}: cannot be decoded ({error}); make it again") from None
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise DataError(f"{place}/{name}: holds NaN or infinite values where none may be")
+    return values
+
+
+def _may_be_empty(array: zarr.Array) -> bool:
+    """Whether the store left chunks out on purpose, because they hold fill values only."""
+    return not array.config.write_empty_chunks
+
+
+def read_data(folder: Path | str) -> ClassificationData:
+    """Read `dataset.zarr` of a prepared data set.
+
+    Raises:
+        DataError: The data set is missing, incomplete or holds labels outside its classes.
+    """
+    place = Path(folder) / "dataset.zarr"
+    receipt = check_receipt(folder)
+    group = zarr.open_group(place, mode="r")
+    attributes = dict(group.attrs)
+    raw = read_array(group, "images", place)
+    labels = read_array(group, "labels", place)
+    split = read_array(group, "split", place)
+    classes = list(attributes["classes"])  # type: ignore[arg-type]
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(f"{place}/labels: reach from {labels.min()} to {labels.max()}, but there are {len(classes)} classes")
+    splits = list(attributes["splits"])  # type: ignore[arg-type]
+    student = raw[split == splits.index("student")].astype(np.float32)
+    images = torch.from_numpy((raw.astype(np.float32) - student.mean()) / student.std()).unsqueeze(1)
+    return ClassificationData(
+        images,
+        torch.from_numpy(labels),
+        split,
+        read_array(group, "source", place),
+        classes,
+        splits,
+        list(attributes["sources"]),  # type: ignore[arg-type]
+        receipt["checksum"],
+        receipt["counts"],
+    )
+
+
+def read_teacher(folder: Path | str, data: ClassificationData) -> dict[str, Tensor]:
+    """A teacher's stored outputs, in the order of the data set.
+
+    Returns:
+        `logits` (N, C) and `features` (N, D), float32.
+
+    Raises:
+        DataError: They are missing or incomplete, or the teacher has other classes or another data set.
+    """
+    place = Path(folder) / "outputs.zarr"
+    if not place.is_dir():
+        raise DataError(f"{place}: does not exist; train the teacher first")
+    group = zarr.open_group(place, mode="r")
+    classes = list(group.attrs["classes"])  # type: ignore[call-overload]
+    if classes != data.classes:
+        raise DataError(
+            f"{place}: the teacher knows {len(classes)} classes ({', '.join(map(str, classes[:4]))} …), the student's task "
+            f"has {len(data.classes)} ({', '.join(data.classes[:4])} …); train a teacher on the same classes"
+        )
+    if group.attrs["data_checksum"] != data.checksum:
+        raise DataError(f"{place}: was made from another data set; train the teacher again")
+    return {name: torch.from_numpy(read_array(group, name, place)) for name in ("logits", "features")}

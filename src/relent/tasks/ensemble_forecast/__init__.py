@@ -1,0 +1,1 @@
+"""Ensemble forecasts of gridded fields."""

@@ -1,0 +1,1 @@
+"""Training: one stage of one run, from its specification to its folder."""

@@ -1,0 +1,57 @@
+"""Randomness that is a function of seed and step, so that a resumed run draws what an uninterrupted one would."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed (63 bits) that is a pure function of its parts."""
+    text = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+class StepBatchSampler(Sampler[list[int]]):
+    """Batches of indices by step: every epoch a fresh permutation, batch `b` a function of (seed, b) alone.
+
+    One pass over the sampler is a whole training of `n_batches` batches, so that Lightning sees one epoch and a
+    resumed run starts at any batch. All methods with one seed see the same batches (common random numbers).
+
+    Args:
+        n_items: Items in the data set.
+        batch_size: Items a batch; an epoch's last, incomplete batch is dropped unless it is the only one.
+        n_batches: Batches of the whole training.
+        seed: Seed of the run.
+        start: First batch to yield (batches seen before a resume).
+        rank: This process.
+        world: Number of processes; each gets its share of every batch.
+    """
+
+    def __init__(
+        self, n_items: int, batch_size: int, n_batches: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ):
+        if n_items < 1:
+            raise ValueError("the training split is empty")
+        self.n_items, self.batch_size, self.n_batches = n_items, min(batch_size, n_items), n_batches
+        self.seed, self.start, self.rank, self.world = seed, start, rank, world
+        self.per_epoch = n_items // self.batch_size
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+        return torch.randperm(self.n_items, generator=generator)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, torch.empty(0)
+        for number in range(self.start, self.n_batches):
+            if number // self.per_epoch != epoch:
+                epoch = number // self.per_epoch
+                order = self._order(epoch)
+            first = number % self.per_epoch * self.batch_size
+            yield order[first : first + self.batch_size][self.rank :: self.world].tolist()

@@ -1,0 +1,115 @@
+# Comparison: runs → table, verdicts, figures, page. All steps of one task share the same runs.
+
+
+def comparison_inputs(wildcards):
+    folders = PROJECT.labels(wildcards.task)
+    return [f"{folder}/{name}" for folder in folders for name in ("scores.json", "config.json")]
+
+
+def comparison_runs(wildcards):
+    return list(PROJECT.labels(wildcards.task))
+
+
+rule compare:
+    input:
+        comparison_inputs,
+    output:
+        table=report(
+            f"{RESULTS}/{{task}}/comparison.csv",
+            caption="../report/table.rst",
+            category="{task}",
+            labels={"result": "table of all scores"},
+        ),
+        json=f"{RESULTS}/{{task}}/comparison.json",
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "statistics"),
+        confidence=PROJECT.config.confidence,
+    log:
+        "logs/compare/{task}.log",
+    benchmark:
+        "logs/compare/{task}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "relent compare {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
+
+
+rule claims:
+    input:
+        comparison_inputs,
+    output:
+        f"{RESULTS}/{{task}}/claims.json",
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        claims=lambda w: PROJECT.claims_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "claims"),
+        confidence=PROJECT.config.confidence,
+    log:
+        "logs/claims/{task}.log",
+    benchmark:
+        "logs/claims/{task}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "relent claims {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
+
+
+rule figures:
+    input:
+        comparison_inputs,
+    output:
+        report(
+            directory(f"{RESULTS}/{{task}}/figures"),
+            patterns=["{figure}.png"],
+            caption="../report/figure.rst",
+            category="{task}",
+            labels={"result": "figure: {figure}"},
+        ),
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "figures"),
+    log:
+        "logs/figures/{task}.log",
+    benchmark:
+        "logs/figures/{task}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "relent figures {wildcards.task} {params.runs:q} {LAYOUT} > {log:q} 2>&1"
+
+
+rule page:
+    input:
+        rules.compare.output,
+        rules.claims.output,
+        rules.figures.output,
+    output:
+        report(
+            f"{RESULTS}/{{task}}/comparison.html",
+            caption="../report/page.rst",
+            category="{task}",
+            labels={"result": "comparison and verdicts"},
+        ),
+    params:
+        folder=lambda w, output: str(Path(output[0]).parent),
+        code=lambda w: PROJECT.comparison_code(w.task, "page"),
+    log:
+        "logs/page/{task}.log",
+    benchmark:
+        "logs/page/{task}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    shell:
+        "relent page {params.folder:q} > {log:q} 2>&1"

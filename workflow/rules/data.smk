@@ -1,0 +1,43 @@
+# Data: the only rules that touch a network. `snakemake data` runs them alone.
+
+
+rule data:
+    input:
+        PROJECT.datasets(),
+
+
+rule fetch:
+    output:
+        receipt=f"{DATA}/sources/{{source}}/receipt.json",
+    params:
+        source=lambda w: PROJECT.source_json(w.source),
+    log:
+        "logs/fetch/{source}.log",
+    benchmark:
+        "logs/fetch/{source}.tsv"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=20,
+    shell:
+        "relent fetch {wildcards.source} {LAYOUT} > {log:q} 2>&1"
+
+
+rule prepare:
+    input:
+        lambda w: [f"{DATA}/sources/{source}/receipt.json" for source in CATALOGUE.tasks[w.task].sources],
+    output:
+        receipt=f"{DATA}/{{task}}/{{scale}}/receipt.json",
+    params:
+        options=lambda w: PROJECT.data_json(w.task, w.scale),
+        code=lambda w: PROJECT.data_code(w.task),
+    log:
+        "logs/prepare/{task}/{scale}.log",
+    benchmark:
+        "logs/prepare/{task}/{scale}.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "relent prepare {wildcards.task} --scale {wildcards.scale} {LAYOUT} > {log:q} 2>&1"

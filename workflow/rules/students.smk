@@ -1,0 +1,49 @@
+# Students: one run is one job; a method with several stages has one more job for each stage before the last.
+
+
+rule stage:
+    input:
+        unpack(PROJECT.stage_inputs),
+    output:
+        config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/config.json",
+        metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/metrics.csv",
+        weights=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/weights.safetensors",
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
+    log:
+        "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.log",
+    benchmark:
+        "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.tsv"
+    threads: lambda w: PROJECT.resources(w).threads
+    resources:
+        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
+        runtime=lambda w: PROJECT.resources(w).runtime,
+    shell:
+        "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
+        " --seed {wildcards.seed} --stage {wildcards.stage} --plan {params.plan} --threads {threads} {LAYOUT}"
+        " > {log:q} 2>&1"
+
+
+rule student:
+    input:
+        unpack(PROJECT.stage_inputs),
+    output:
+        config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/config.json",
+        metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/metrics.csv",
+        weights=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/weights.safetensors",
+        predictions=directory(f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/predictions.zarr"),
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
+    log:
+        "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.log",
+    benchmark:
+        "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.tsv"
+    threads: lambda w: PROJECT.resources(w).threads
+    resources:
+        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
+        runtime=lambda w: PROJECT.resources(w).runtime,
+    shell:
+        "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
+        " --seed {wildcards.seed} --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"

@@ -1,0 +1,25 @@
+# Teachers: trained once; what they yield is stored and read by every student.
+
+
+rule teacher:
+    input:
+        unpack(PROJECT.stage_inputs),
+    output:
+        config=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/config.json",
+        metrics=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/metrics.csv",
+        weights=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/weights.safetensors",
+        outputs=directory(f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/outputs.zarr"),
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
+    log:
+        "logs/teacher/{task}/{teacher}/{scale}.log",
+    benchmark:
+        "logs/teacher/{task}/{teacher}/{scale}.tsv"
+    threads: lambda w: PROJECT.resources(w).threads
+    resources:
+        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
+        runtime=lambda w: PROJECT.resources(w).runtime,
+    shell:
+        "relent train {wildcards.task} --teacher {wildcards.teacher} --scale {wildcards.scale}"
+        " --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"
