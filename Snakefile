@@ -36,6 +36,10 @@ LAYOUT = " ".join(
 )
 
 
+# Jobs find the commands of the environment that Snakemake itself runs in.
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
 wildcard_constraints:
     task="|".join(CATALOGUE.tasks),
     source="|".join(CATALOGUE.sources),

@@ -206,16 +206,19 @@ def main() -> None:
         print(json.dumps(contend(args.contender, args.size, args.threads[0], args.runs)))
         return
     size = "small" if args.small else "full"
-    rows = []
+    path = RESULTS.with_stem("fused_small") if args.small else RESULTS
+    path.parent.mkdir(exist_ok=True)
+    done: list[dict[str, Any]] = []
     for threads in args.threads:
         where = machine(threads)
         print(f"{where['cpu']}, {threads} thread(s), torch {where['torch']}, load {where['load_average'][0]:.1f}")
-        repeats = [{name: spawn(name, size, threads, args.runs) for name in CONTENDERS} for _ in range(args.repeats)]
-        rows += summarise(size, repeats, where)
-        show(rows[-len(CONTENDERS) :])
-        path = RESULTS.with_stem("fused_small") if args.small else RESULTS
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        repeats: list[dict[str, dict[str, Any]]] = []
+        for _ in range(args.repeats):
+            repeats.append({name: spawn(name, size, threads, args.runs) for name in CONTENDERS})
+            rows = summarise(size, repeats, where)
+            path.write_text(json.dumps(done + rows, indent=1) + "\n")  # after every round: a full run takes a while
+        show(rows)
+        done += rows
 
 
 if __name__ == "__main__":

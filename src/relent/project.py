@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Project:
     """Configuration, catalogue, and the comparisons that were asked for."""
 
     config: Config
-    catalogue: Catalogue
-    comparisons: list[Comparison]
+    catalogue: Catalogue = field(repr=False)
+    comparisons: list[Comparison] = field(repr=False)
 
     @classmethod
     def load(cls, values: Mapping[str, Any] | None = None, file: Path | str = CONFIG, manifests: Path | None = None) -> Project:

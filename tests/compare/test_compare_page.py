@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import types
@@ -16,8 +17,6 @@ from relent.compare.results import RunResult
 from relent.compare.words import best_in_words, enumerate_words, number
 from relent.errors import DataError
 from relent.files import read_json
-
-VOID = {"meta", "link", "img", "br", "line", "circle", "path", "text"}
 
 
 class Balanced(HTMLParser):
@@ -49,7 +48,7 @@ def folder(runs: list[RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(command.importlib, "import_module", lambda name: types.SimpleNamespace(draw=draw))
     claims = [{"text": "PLD <b>wins</b>"}, {"direction": "lower"}, {"baseline": "absent"}, {"baseline": "nkd"}]
     methods = {"pld": make_method("pld", claims), "hinton": make_method("hinton")}
-    task = make_task(notice="No evidence & only a demonstration.")
+    task = make_task(notice="No evidence & only a demonstration. More about it.")
     labelled = [(run.folder, run.label) for run in runs]
     out = tmp_path / "images"
     command.run_compare(task, labelled, 0.95, out, methods)
@@ -87,7 +86,7 @@ def test_page_holds_every_method_verdict_and_setting(folder: Path) -> None:
 def test_page_escapes_what_manifests_say(folder: Path) -> None:
     html = (folder / "comparison.html").read_text()
     assert "PLD &lt;b&gt;wins&lt;/b&gt;" in html
-    assert "No evidence &amp; only a demonstration." in html
+    assert "No evidence &amp; only a demonstration. More about it." in html
     assert "Reliability &lt;of&gt; 13 runs" in html
 
 
@@ -159,7 +158,7 @@ def test_numbers_for_people() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.013, 0.002), (2e5, 7e5), (1e-9, 2e-9)])
 def test_ticks_are_round_evenly_spaced_and_inside(low: float, high: float) -> None:
     found = plots.ticks(low, high)
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(found)]
     assert 2 <= len(found) <= 7
     assert low - 1e-9 * (high - low) <= found[0]
     assert found[-1] <= high + 1e-9 * (high - low)

@@ -48,7 +48,9 @@ def test_holm_covers_every_test_of_the_table_and_no_descriptive_metric(runs: lis
     assert len(tested) == 7  # four methods on accuracy, three on NLL: the one without training has none
     expected = multipletests([row["difference"]["p"] for row in tested], method="holm")[1]
     assert [row["p_holm"] for row in tested] == pytest.approx(list(expected), rel=1e-12)
-    assert all(row["p_holm"] is None and row["rank"] is None for row in comparison["table"] if row["metric"] == "spread")
+    assert all(
+        row["p_holm"] is None and row["rank"] is None for row in comparison["table"] if row["metric"] == "spread"
+    )
 
 
 def test_better_and_worse_follow_the_metrics_direction(tmp_path: Path) -> None:

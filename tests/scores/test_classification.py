@@ -130,6 +130,7 @@ def test_sequences_and_numpy():
         whole = score(logits, labels)
         assert score(logits.reshape(2, 12, 5), labels.reshape(2, 12)).item() == pytest.approx(whole.item())
         assert score(logits.numpy(), labels.numpy()).item() == pytest.approx(whole.item())
+        assert score(logits.numpy()[::-1], labels.numpy()[::-1]).item() == pytest.approx(whole.item())
         strided = logits.T.contiguous().T
         assert score(strided, labels).item() == whole.item()
 
@@ -189,6 +190,7 @@ def test_rank_correlation_identities(values):
     rho = rank_correlation(values, second)
     np.testing.assert_allclose(rank_correlation(second, values), rho, atol=1e-14)
     np.testing.assert_allclose(rank_correlation(values, -second), -rho, atol=1e-14)
+    assert not (rank_correlation(values, values).abs() > 1).any()
     constant = np.ptp(values, axis=-1) == 0
     np.testing.assert_array_equal(np.isnan(rho), constant)
     np.testing.assert_allclose(rank_correlation(values, 2 * values)[~constant], 1.0, atol=1e-14)
@@ -209,6 +211,7 @@ def test_undefined_rank_correlations_are_left_out():
         non_target_rank_correlation(student, teacher, labels, reduction="none"), [1.0, math.nan]
     )
     assert non_target_rank_correlation(student, teacher, labels) == 1.0
+    assert non_target_rank_correlation(student, teacher, labels, mask=torch.tensor([True, True])) == 1.0
     with pytest.raises(ValueError, match="no rank correlation is defined"):
         non_target_rank_correlation(student[1:], teacher[1:], labels[1:])
 

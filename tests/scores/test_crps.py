@@ -57,7 +57,9 @@ def test_sorted_form_equals_pairs(estimator, count, draw, reference_crps):
 
 @pytest.mark.parametrize("count", range(1, 34))
 def test_sorting_network_sorts(count):
-    """By the 0–1 principle (Knuth 5.3.4, theorem Z) up to 12 members, by random columns beyond; NaN fills its column."""
+    """By the 0–1 principle (Knuth 5.3.4, theorem Z) up to 12 members, by random columns beyond; NaN fills its
+    column.
+    """
     runs = odd_even_merge_runs(count)
     columns = (np.arange(2**count)[None] >> np.arange(count)[:, None] & 1) if count <= 12 else None
     values = (columns if columns is not None else np.random.default_rng(count).normal(size=(count, 500))).astype(float)
@@ -131,7 +133,9 @@ class TestPeers:
         np.testing.assert_allclose(default, biased, atol=1e-12)
 
     def test_properscoring_and_xskillscore_are_biased(self, draw):
-        """Both give the biased estimator, without a choice of name: incomparable between ensembles of different size."""
+        """Both give the biased estimator, without a choice of name: incomparable between ensembles of different
+        size.
+        """
         import xarray as xr
 
         members, truth = draw(11, 40).numpy(), draw(40).numpy()
@@ -252,7 +256,9 @@ class TestGradient:
         torch.testing.assert_close(dirty.grad, clean.grad)
 
     def test_whole_form_equals_blocks(self, draw):
-        """What accelerators and torch.compile run against what the CPU runs: scores and derivatives, with and without NaN."""
+        """What accelerators and torch.compile run against what the CPU runs: scores and derivatives, with and without
+        NaN.
+        """
         members, truth = draw(7, 50), draw(50)
         members[2, :9], members[:, 20], members[1:, 30] = math.nan, math.nan, math.nan
         members[3, 40:] = members[4, 40:]
@@ -367,8 +373,8 @@ class TestBridge:
         arrays = members.numpy(), truth.numpy()
         frozen = arrays[0].copy()
         frozen.flags.writeable = False
-        for given in (arrays[0], arrays[0].astype(">f8"), frozen, arrays[0][::-1]):
-            score = crps_ensemble(given, arrays[1])
+        for array in (arrays[0], arrays[0].astype(">f8"), frozen, arrays[0][::-1]):
+            score = crps_ensemble(array, arrays[1])
             assert isinstance(score, np.ndarray)
             np.testing.assert_allclose(score, expected, atol=1e-14)
 

@@ -197,9 +197,9 @@ def autoregressive(coefficient, n, seed):
 
 @pytest.mark.parametrize("kind", ["stationary", "circular"])
 def test_block_bootstrap_covers_where_the_independent_one_does_not(kind):
-    replicates, blocks, independent = 300, 0, 0
+    replicates, blocks, independent = 200, 0, 0
     for i in range(replicates):
-        x = autoregressive(0.5, 400, i)
+        x = autoregressive(0.5, 250, i)
         result = block_bootstrap(x, kind=kind, resamples=299, seed=i)
         alone = block_bootstrap(x, kind=kind, block_length=1, resamples=299, seed=i)
         blocks += result.low <= 0 <= result.high
@@ -235,7 +235,8 @@ def test_block_length_near_the_theory_of_ar1(kind):
 
 def test_block_length_extremes():
     assert optimal_block_length(np.zeros(50)) == optimal_block_length([1.0, 2.0]) == 1.0
-    assert 1 <= optimal_block_length(np.arange(60.0)) <= 20
+    over_differenced = np.diff(np.random.default_rng(0).normal(size=31))  # its spectrum vanishes at frequency 0
+    assert optimal_block_length(over_differenced) == 10
     noise = np.random.default_rng(1).normal(size=4004)
     seasonal = noise[4:] + 0.8 * noise[:-4]  # uncorrelated at lags 1 to 3
     assert optimal_block_length(seasonal) == pytest.approx((2 * 6.4**2 / (2 * 3.24**2) * 4000) ** (1 / 3), rel=0.25)
@@ -316,14 +317,11 @@ def test_holm_by_hand():
 def test_family_wise_error_of_the_verdicts():
     replicates, families = 4000, 5
     d = np.random.default_rng(7).normal(size=(replicates, families, 5))
-    p = inference._t_bounds(d, 0.95, 0.0)[2]
-    wrong = 0
-    for x, p_row in zip(d, p):
-        levels = holm_confidence(p_row)
-        low, high = np.array([inference._t_bounds(row, level, 0.0)[:2] for row, level in zip(x, levels)]).T
-        wrong += bool(((low > 0) | (high < 0)).any())
+    levels = np.array([holm_confidence(p) for p in inference._t_bounds(d, 0.95, 0.0)[2]])
+    low, high, _ = inference._t_bounds(d, levels, 0.0)
+    wrong = ((low > 0) | (high < 0)).any(1).mean()
     expected = 1 - (1 - 0.05 / families) ** families  # of Holm with independent true nulls
-    assert abs(wrong / replicates - expected) < binomial_error(expected, replicates)
+    assert abs(wrong - expected) < binomial_error(expected, replicates)
 
 
 @pytest.mark.parametrize("kind", ["superiority", "non-inferiority", "equivalence"])

@@ -64,7 +64,7 @@ class TestBrier:
             probability.brier_score_ensemble(members[:1], truth, threshold=0.0)
 
     def test_skill(self):
-        p, o, w = events(3)
+        _, o, w = events(3)
         climate = o.mean()
         assert probability.brier_skill_score(climate.expand(300), o, climate).item() == pytest.approx(0)
         assert probability.brier_skill_score(o, o, climate, w).item() == 1

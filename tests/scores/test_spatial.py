@@ -56,7 +56,7 @@ class TestLatitudeWeights:
         ],
     )
     def test_errors(self, latitude, method):
-        with pytest.raises(ValueError, match="latitude|method"):
+        with pytest.raises(ValueError, match=r"latitude|method"):
             spatial.latitude_weights(torch.tensor(latitude), method=method)
 
 

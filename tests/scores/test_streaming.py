@@ -1,6 +1,7 @@
 """Mean statistics: chunking must not change a number, whether through numpy, dask or a zarr store."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_through_a_zarr_store(tmp_path):
 def test_totals_add_in_any_order(cuts, random):
     forecast, truth, weights = data(missing=True)
     edges = [0, *sorted(cuts), SIZES["time"]]
-    pieces = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    pieces = [slice(a, b) for a, b in pairwise(edges)]
     random.shuffle(pieces)
     mass = weights.values[:, None]
     for statistic in every_statistic("omit"):

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        unpack(PROJECT.evaluation_inputs),
+        unpack(lambda w: PROJECT.evaluation_inputs(w)),
         config=rules.student.output.config,
         predictions=rules.student.output.predictions,
     output:

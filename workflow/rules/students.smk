@@ -3,7 +3,7 @@
 
 rule stage:
     input:
-        unpack(PROJECT.stage_inputs),
+        unpack(lambda w: PROJECT.stage_inputs(w)),
     output:
         config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/config.json",
         metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/metrics.csv",
@@ -27,7 +27,7 @@ rule stage:
 
 rule student:
     input:
-        unpack(PROJECT.stage_inputs),
+        unpack(lambda w: PROJECT.stage_inputs(w)),
     output:
         config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/config.json",
         metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/metrics.csv",

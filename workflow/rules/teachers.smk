@@ -3,7 +3,7 @@
 
 rule teacher:
     input:
-        unpack(PROJECT.stage_inputs),
+        unpack(lambda w: PROJECT.stage_inputs(w)),
     output:
         config=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/config.json",
         metrics=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/metrics.csv",

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from relent.compare.plots import difference_plot, score_plot
-from relent.compare.words import number
+from relent.compare.words import finer, number
 from relent.errors import DataError
 from relent.files import read_json, whole
 
@@ -33,7 +33,7 @@ def write_page(
         DataError: A figure or the captions are missing.
     """
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "p_value": p_value, "count": count, "seconds": seconds}
+    environment.filters |= {"number": number, "finer": finer, "p_value": p_value, "count": count, "seconds": seconds}
     environment.trim_blocks = environment.lstrip_blocks = True
     html = environment.get_template("comparison.html.j2").render(
         comparison=comparison,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from relent.compare.words import number
+from relent.compare.words import finer, number
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP, _AXIS = 860, 210, 230, 28, 26, 34
 """Pixels: whole width, label column, number column, row height, room above the rows and below them."""
@@ -64,7 +64,7 @@ def difference_plot(comparison: Mapping[str, Any], metric: Mapping[str, Any]) ->
         if row["metric"] != metric["name"] or not found:
             continue
         style = row["verdict"] if row["verdict"] in ("better", "worse") else "plain"
-        text = _with_interval(found["mean"], found["low"], found["high"], metric["digits"] + 1, sign=True)
+        text = _with_interval(found["mean"], found["low"], found["high"], finer(metric["digits"]), sign=True)
         marks.append(Mark(row["label"], text, found["mean"], found["low"], found["high"], style))
     return _svg(marks, metric, f"{metric['title']}: difference to {comparison['baseline']}", 0.0) if marks else ""
 

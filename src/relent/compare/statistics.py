@@ -334,12 +334,13 @@ def _run(task: Task, run: RunResult) -> dict[str, Any]:
 
 
 def _common_facts(runs: Sequence[RunResult]) -> dict[str, Any]:
-    """Facts that all runs share, and the settings of their evaluation; a version that differs is listed whole."""
+    """Facts and evaluation settings that all runs share, without measurements; versions that differ are all listed."""
+    measured = ("training_seconds", "peak_memory_mb", "parameters")
     merged = [run.facts | run.settings for run in runs]
     found: dict[str, list[Any]] = {}
     for facts in merged:
         for key, value in facts.items():
-            if value not in found.setdefault(key, []):
+            if key not in measured and value not in found.setdefault(key, []):
                 found[key].append(value)
     versions = ("torch", "python", "threads")
     return {k: v[0] if len(v) == 1 else v for k, v in found.items() if len(v) == 1 or k in versions}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,18 +20,24 @@ def number(value: float | None, digits: int) -> str:
     return text.replace("-", "−")
 
 
+def finer(digits: int) -> int:
+    """Decimals of a difference: one more than the score's, up to four."""
+    return max(digits, min(digits + 1, 4))
+
+
 def enumerate_words(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def best_in_words(comparison: Mapping[str, Any]) -> str:
-    """The answer of a comparison in one line, with the task's notice.
+    """The answer of a comparison in one line, with the first sentence of the task's notice.
 
     Args:
         comparison: Content of `comparison.json`.
     """
-    notice = f" ({comparison['notice']})" if comparison["notice"] else ""
+    first = re.split(r"(?<=[.!?])\s", comparison["notice"], maxsplit=1)[0]
+    notice = f" ({first})" if first else ""
     return f"{comparison['task']}: {comparison['answer']}{notice}"
 
 

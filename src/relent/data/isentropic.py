@@ -87,8 +87,8 @@ def _coarsen(options: dict[str, Any]) -> int:
         if name not in known:
             raise ConfigError(f"unknown data option {name!r}{nearest(name, known)}", key="data")
     value = options.get("coarsen", 1)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 20 or 360 % value:
-        raise ConfigError(f"must be a whole number from 1 to 20 that divides 360, got {value!r}", key="data.coarsen")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 20:
+        raise ConfigError(f"must be a whole number from 1 to 20, got {value!r}", key="data.coarsen")
     return value
 
 
@@ -192,8 +192,14 @@ def with_coordinate_attributes(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def block_mean(fields: xr.Dataset, side: int) -> xr.Dataset:
-    """Means over blocks of `side` × `side` points, weighted with cos(latitude); rows that fill no block are dropped."""
+    """Means over blocks of `side` × `side` points, weighted with cos(latitude); rows that fill no block are dropped.
+
+    Raises:
+        ConfigError: The blocks do not fill the circle of longitudes.
+    """
     n_rows, n_columns = fields.sizes["latitude"] // side, fields.sizes["longitude"] // side
+    if n_columns * side != fields.sizes["longitude"]:
+        raise ConfigError(f"{side} does not divide the {fields.sizes['longitude']} longitudes", key="data.coarsen")
     latitude = fields["latitude"].values[: n_rows * side].reshape(n_rows, side)
     longitude = fields["longitude"].values[: n_columns * side].reshape(n_columns, side)
     weights = np.cos(np.deg2rad(latitude))

@@ -86,7 +86,9 @@ def read_fields(folder: Path | str) -> Fields:
             statistics.load()
         return _fields(dataset, statistics, store, receipt["checksum"])
     except (KeyError, OSError, ValueError) as error:
-        raise DataError(f"{store}: is no data set of this version ({error}); delete {folder} and prepare it again") from None
+        raise DataError(
+            f"{store}: is no data set of this version ({error}); delete {folder} and prepare it again"
+        ) from None
 
 
 def _fields(dataset: xr.Dataset, statistics: xr.Dataset, store: Path, checksum: str) -> Fields:
@@ -117,7 +119,9 @@ def _check_finite(tensors: dict[str, Tensor], store: Path) -> None:
     for name, tensor in tensors.items():
         wrong = int((~tensor.isfinite()).sum())
         if wrong:
-            raise DataError(f"{store}: {wrong} values of {name} are not finite; delete the data set and prepare it again")
+            raise DataError(
+                f"{store}: {wrong} values of {name} are not finite; delete the data set and prepare it again"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@ r"""Divergences between discrete distributions, from log-probabilities over the 
 P is the *target* (teacher, reference, data) with log-probabilities ``target_log_probs``; Q is the *approximation*
 (student, policy, model) with ``approx_log_probs``. Both have shape [..., C] and are normalised over C; the result, in
 nats, has shape [...]. The direction stands in the name: ``forward_kl`` is KL(P‖Q), ``reverse_kl`` is KL(Q‖P).
-
-All functions share these rules.
+All functions share these rules:
 
 - ``mask`` has shape [...], boolean or 0/1 integer; left-out positions may hold NaN. ``reduction`` names what follows
   (:func:`relent.divergences.reduction.reduce`; the default ``"none"`` keeps one number a distribution).
 - A class of log-probability −inf under both contributes 0, with zero gradient. Where the mathematics gives +inf
   (mass of P outside the support of Q in KL(P‖Q)), the value is +inf, never NaN, and the gradient is zero.
-- Gradients flow into both arguments: detach the teacher.
+- Gradients flow into both arguments (detach the teacher), to any order.
 - Half precision is computed and returned in float32: what remains is the rounding of the input, about
   :math:`|\log p|\,2^{-11}` (float16) or :math:`|\log p|\,2^{-8}` (bfloat16) a class. Sums that are zero in exact
   arithmetic come out within a few units of the last place, so a divergence may be −1e−16 (or −1e−7 in float32).

@@ -17,6 +17,7 @@ from torch import Tensor
 from relent.divergences.discrete import forward_kl
 from relent.divergences.logits import label_cross_entropy, non_target_logits, tempered_log_probs
 from relent.divergences.reduction import Reduction, as_mask, reduce
+from relent.scores._arrays import as_tensor as array_as_tensor
 
 __all__ = [
     "accuracy",
@@ -177,7 +178,7 @@ def rank_correlation(first: Array, second: Array) -> Tensor:
     if bool(a.isnan().any()) or bool(b.isnan().any()):
         raise ValueError("NaN has no rank: remove or mask such values first")
     a, b = _centred_ranks(a), _centred_ranks(b)
-    return ((a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()).clamp(-1, 1)
+    return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
 
 
 def non_target_rank_correlation(
@@ -213,7 +214,8 @@ def _centred_ranks(values: Tensor) -> Tensor:
 
 def as_tensor(values: Array) -> Tensor:
     """Tensor without a copy where possible; lists of Python floats stay float64, where torch would make float32."""
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    tensor: Tensor = values if isinstance(values, Tensor) else array_as_tensor(np.asarray(values))
+    return tensor
 
 
 def _scores(logits: Array, mask: Array) -> tuple[Tensor, Tensor | None]:

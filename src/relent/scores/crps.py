@@ -124,10 +124,11 @@ class _EnsembleCrps(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         (slope,) = ctx.saved_tensors
         by_members = gradients[0] * slope
-        return by_members, -by_members.sum(0), None, None, None
+        by_truth = -by_members.sum(0) if ctx.needs_input_grad[1] else None
+        return by_members, by_truth, None, None, None
 
     @staticmethod
     def vmap(

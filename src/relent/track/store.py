@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from relent.errors import RelentError
 
@@ -29,7 +29,8 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -62,13 +63,35 @@ def opened(uri: str) -> Iterator[MlflowClient]:
     path = sqlite_path(uri)
     if path is None:
         _check_server(uri)
-        with _told(uri):
-            yield _client(uri)
+        with _told(uri), _credentials(uri) as address:
+            yield _client(address)
         return
     with _alone(path):
         _check_sqlite(path)
         with _told(uri):
             yield _client(uri)
+
+
+@contextmanager
+def _credentials(uri: str) -> Iterator[str]:
+    """Move user and password of an HTTP address into the variables that MLflow reads them from.
+
+    MLflow prints and raises the address as it was given; without them in it nothing can tell them.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        yield uri
+        return
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(zip(names, (unquote(parts.username), unquote(parts.password or ""))))
+    try:
+        yield urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _client(uri: str) -> MlflowClient:

@@ -50,7 +50,9 @@ def _scores_by_lead(groups: dict[str, list[RunResult]], into: Path) -> dict[str,
     ensembles = {label: tables[label] for label, size in members.items() if size > 1}
     if ensembles:
         title = "spread-skill ratio"
-        figures.by_lead(ensembles, "spread_skill_ratio", title, reference=1.0).savefig(into / "spread_skill_by_lead.png")
+        figures.by_lead(ensembles, "spread_skill_ratio", title, reference=1.0).savefig(
+            into / "spread_skill_by_lead.png"
+        )
         captions["spread_skill_by_lead.png"] = (
             "Spread-skill ratio √((M + 1)/M) · spread / RMSE of the ensemble mean: 1 is calibrated, below 1 under-dispersed. "
             "Single-member forecasts have none."
@@ -97,7 +99,7 @@ def _maps(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
         name = f"forecast_{variable}.png"
         figures.truth_and_forecasts(forecasts, variable, initial, max(leads)).savefig(into / name)
         captions[name] = (
-            f"{forecasts[next(iter(forecasts))].window(variable, initial, max(leads))}: truth, members, means and spread. "
-            f"Seed {reference.seed}."
+            f"{variable} at {forecasts[reference.label].window(initial, max(leads))}: truth, members, means and spread. "
+            f"Seed {reference.seed}. One case, no evidence."
         )
     return captions

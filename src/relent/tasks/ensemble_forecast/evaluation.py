@@ -164,7 +164,9 @@ def draw(spec: RunSpec, folder: Path, into: Path) -> None:
     evaluation = evaluate(spec, folder)
     initial, leads = fields.cases("test", spec.evaluation_options["lead_steps"])[0]
     for variable in fields.variables:
-        figures.stamp_map(forecasts, variable, initial, max(leads), spec.method).savefig(into / f"forecast_{variable}.png")
+        figures.stamp_map(forecasts, variable, initial, max(leads), spec.method).savefig(
+            into / f"forecast_{variable}.png"
+        )
     figures.spread_skill(evaluation.tables["by_lead"], forecasts.members).savefig(into / "spread_skill.png")
     if evaluation.tables["ranks"]:
         ranks = {spec.method: [evaluation.tables["ranks"]]}

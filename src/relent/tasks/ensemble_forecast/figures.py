@@ -28,7 +28,8 @@ def display_units(units: str) -> str:
 def styles(labels: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each method, the same in every figure of a comparison."""
     return {
-        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, label in enumerate(labels)
+        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, label in enumerate(labels)
     }
 
 
@@ -84,7 +85,9 @@ class MapScale:
 
 
 def _colour_bar(figure: Figure, image: Any, axes: Any, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.05, aspect=30, extend="both" if image.norm.vmin else "max")
+    bar = figure.colorbar(
+        image, ax=axes, pad=0.01, fraction=0.05, aspect=30, extend="both" if image.norm.vmin else "max"
+    )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
@@ -112,7 +115,8 @@ def stamp_map(forecasts: Forecasts, variable: str, initial: int, lead: int, labe
     _colour_bar(figure, image, list(grid[:, 2]), scale.units)
     for axes in grid[len(sizes) :, 2]:
         axes.remove()
-    figure.suptitle(f"{label}: {scale.name} on 340 K, {forecasts.window(variable, initial, lead)}", fontsize=10)
+    grid[len(sizes) - 1, 2].tick_params(labelbottom=True)
+    figure.suptitle(f"{label}: {scale.name}, {forecasts.window(initial, lead)}", fontsize=10)
     return figure
 
 
@@ -139,8 +143,8 @@ def truth_and_forecasts(runs: Mapping[str, Forecasts], variable: str, initial: i
     for unused in axes[len(panels) + 1 :]:
         unused.remove()
     _colour_bar(figure, size, spread_axes, scale.units)
-    _colour_bar(figure, image, list(grid[:, 2]), f"{variable} ({scale.units})")
-    figure.suptitle(f"{scale.name} on 340 K, {first.window(variable, initial, lead)}", fontsize=10)
+    _colour_bar(figure, image, axes[: len(panels)], f"{variable} ({scale.units})")
+    figure.suptitle(f"{scale.name}, {first.window(initial, lead)}", fontsize=10)
     return figure
 
 
@@ -176,7 +180,9 @@ def spread_skill(rows: Rows, members: int) -> Figure:
         if members > 1:
             # The sampling error of the mean of M members is part of the RMSE; with the factor both agree if calibrated.
             spread = np.sqrt((members + 1) / members) * _line(rows, variable, "spread")[1]
-            axes.plot(hours, spread, marker="s", ls="--", color=COLOURS[1], label=f"spread × √({members + 1}/{members})")
+            axes.plot(
+                hours, spread, marker="s", ls="--", color=COLOURS[1], label=f"spread × √({members + 1}/{members})"
+            )
         axes.set_ylim(bottom=0)
         units = next(row["units"] for row in rows if row["variable"] == variable)
         axes.set_ylabel(display_units(units), fontsize=9)

@@ -168,7 +168,9 @@ class Forecasts:
         try:
             selected = self.dataset[variable].sel(init_time=time).isel(lead_time=lead - 1)
         except (KeyError, IndexError):
-            raise DataError(f"{self.path}: has no {variable} from {time} at lead step {lead}; train the run again") from None
+            raise DataError(
+                f"{self.path}: has no {variable} from {time} at lead step {lead}; train the run again"
+            ) from None
         members = torch.from_numpy(selected.values)
         if not bool(members.isfinite().all()):
             raise DataError(
@@ -178,7 +180,7 @@ class Forecasts:
         truth = fields.physical(fields.anomalies[initial + lead])[fields.variables.index(variable)]
         return members, truth
 
-    def window(self, variable: str, initial: int, lead: int) -> str:
+    def window(self, initial: int, lead: int) -> str:
         """Valid time and lead in words."""
         valid = np.datetime_as_string(self.fields.time[initial + lead], unit="m").replace("T", " ")
-        return f"{variable}, {valid} UTC, {lead * self.fields.step_hours} h ahead"
+        return f"{valid} UTC, {lead * self.fields.step_hours} h ahead"

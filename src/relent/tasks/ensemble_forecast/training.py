@@ -15,7 +15,7 @@ from relent.data.tiles import Fields, TileDataset, Windows, read_fields
 from relent.errors import ConfigError
 from relent.methods.base import Method
 from relent.methods.config import MethodConfig
-from relent.models.fuxi_ens import ForecastNetwork
+from relent.models.fuxi_ens import FACTOR, ForecastNetwork
 from relent.runspec import RunSpec
 from relent.scores.spatial import latitude_weights
 from relent.tasks.base import TrainingTask
@@ -28,7 +28,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    tile: int = Field(32, ge=8, le=2048, multiple_of=4)
+    tile: int = Field(32, ge=8, le=2048, multiple_of=FACTOR)
     tile_stride: int = Field(1, ge=1)
     width: int = Field(16, ge=4, le=4096)
     latent_channels: int = Field(4, ge=1, le=1024)
@@ -103,6 +103,11 @@ class Task(TrainingTask):
         super().__init__(spec)
         self.options = Options.of(spec)
         self.fields = read_fields(spec.inputs["data"])
+        if len(self.fields.longitude) % FACTOR:
+            raise ConfigError(
+                f"leaves {len(self.fields.longitude)} longitudes; the network needs a multiple of {FACTOR}",
+                key=f"{spec.task}: data.coarsen",
+            )
 
     def datamodule(self, config: MethodConfig, start_batch: int) -> TileDataModule:
         return TileDataModule(self.fields, self.options, config, self.spec.seed, start_batch)

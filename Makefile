@@ -1,0 +1,52 @@
+# Everything a user needs: `make run` (the main job) and `make test`. Both set everything up first.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup run test lint ui bench docs constraints clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	scripts/make_venv.sh $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python constraints.txt pyproject.toml
+	$(PIP) --editable .
+	scripts/register_profile.sh
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+run: setup
+	snakemake
+	@snakemake --report results/report.zip --quiet all >/dev/null 2>&1 && echo "  results/report.zip (the report of the whole workflow, to send to a colleague)"
+	@relent summary
+
+test: $(VENV)/.developer
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+
+lint: $(VENV)/.developer
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow
+	relent docs --check
+	snakemake --lint
+
+ui: setup
+	mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db --host 127.0.0.1 --port 5000
+
+bench: $(VENV)/.developer
+	python benchmarks/run.py
+
+docs: $(VENV)/.installed
+	relent docs
+
+constraints:
+	scripts/make_constraints.sh
+
+clean:
+	rm -rf $(VENV) .snakemake logs

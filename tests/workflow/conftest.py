@@ -1,0 +1,164 @@
+"""A small project in a folder of its own: manifests, one synthetic data set without a network, Snakemake to run it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+# A source that needs no network: the package's data module is replaced by a generator with the same layout.
+GENERATOR = '''
+"""Generated images, in the layout of the image data set: for tests of the workflow."""
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from relent.data.receipt import write_receipt
+
+SPLITS = ("teacher", "student", "validation", "test")
+
+
+def prepare(sources, out: Path, options, seed: int = 0) -> None:
+    """Write four classes of noisy 8 x 8 patterns."""
+    rng = np.random.default_rng(seed)
+    classes, each = 4, options["per_class"]
+    patterns = rng.normal(size=(classes, 8, 8))
+    labels = np.repeat(np.arange(classes), each)
+    images = 128 + 40 * (patterns[labels] + rng.normal(scale=1.5, size=(len(labels), 8, 8)))
+    group = zarr.create_group(store=out / "dataset.zarr")
+    group.create_array("images", data=images.clip(0, 255).astype(np.uint8), chunks=(64, 8, 8))
+    group.create_array("labels", data=labels)
+    group.create_array("split", data=np.tile(np.array([0, 0, 1, 2, 3], dtype=np.int8), len(labels))[: len(labels)])
+    group.create_array("source", data=np.zeros(len(labels), dtype=np.int8))
+    group.attrs.update(classes=["a", "b", "c", "d"], splits=list(SPLITS), sources=["generated"])
+    write_receipt(out, title="generated", counts={name: each for name in SPLITS}, options=options, seed=seed)
+'''
+
+TASK = {
+    "name": "patterns",
+    "title": "Generated patterns",
+    "kind": "classification",
+    "data_module": "relent.data.patterns",
+    "primary_metric": "accuracy",
+    "baseline": "knowledge_distillation",
+    "tuning_budget": "none",
+    "metrics": {
+        "accuracy": {"title": "Accuracy", "direction": "higher"},
+        "nll": {"title": "NLL", "direction": "lower"},
+        "teacher_rank_correlation": {"title": "Rank correlation", "direction": "higher"},
+        "non_target_kl": {"title": "Non-target KL", "direction": "lower"},
+    },
+    "teachers": {
+        "wide": {
+            "model": {"smoke": {"network": "mlp", "hidden": [32, 32]}},
+            "training": {"smoke": {"max_steps": 60}},
+        }
+    },
+    "scales": {
+        "smoke": {
+            "data": {"per_class": 50},
+            "model": {"network": "mlp", "hidden": [8, 8]},
+            "training": {"max_steps": 30, "batch_size": 16, "learning_rate": 0.01, "checkpoint_every": 5},
+        }
+    },
+}
+
+
+class SmallProject:
+    """A copy of the workflow whose code and manifests a test may change."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT / "workflow", folder / "workflow")
+        shutil.copytree(ROOT / "config" / "methods" / "distillation", folder / "config" / "methods" / "distillation")
+        shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
+        (folder / "src" / "relent" / "data" / "patterns.py").write_text(GENERATOR)
+        (folder / "config" / "tasks").mkdir()
+        self.write("config/tasks/patterns.yaml", TASK)
+        self.config(methods=["cross_entropy", "knowledge_distillation", "pld"], seeds=[0, 1])
+        profile = folder / "bin"
+        profile.mkdir()
+        relent = profile / "relent"
+        relent.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from relent.cli import main; main()' \"$@\"\n")
+        relent.chmod(0o755)
+
+    def write(self, name: str, values: dict) -> None:
+        (self.folder / name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def config(self, methods: list[str], seeds: list[int], **more) -> None:
+        comparisons = [{"task": "patterns", "methods": methods}]
+        self.write("config/config.yaml", {"scale": "smoke", "seeds": seeds, "comparisons": comparisons, **more})
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
+        path.write_text(text.replace(old, new))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        path = f"{self.folder / 'bin'}:{BIN}:{os.environ['PATH']}"
+        return {**os.environ, **threads, "PATH": path, "PYTHONPATH": str(self.folder / "src"), "XDG_CACHE_HOME": str(self.folder)}
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        command = [str(BIN / "snakemake"), "--cores", "2", "--show-failed-logs", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280)
+        if check and done.returncode:
+            raise AssertionError(done.stdout[-3000:] + done.stderr[-6000:])
+        return done
+
+    def planned(self, *arguments: str) -> Counter:
+        """Jobs that a dry run would run: one entry a rule, and one a rule with its method and seed."""
+        done = self.snakemake("-n", *arguments)
+        jobs: Counter = Counter()
+        rule = ""
+        for line in done.stdout.splitlines() + done.stderr.splitlines():
+            if line.startswith(("rule ", "localrule ")):
+                rule = line.split()[1].rstrip(":")
+                jobs[rule] += 1
+            elif line.strip().startswith("wildcards:") and "method=" in line:
+                values = dict(part.strip().split("=") for part in line.split(":", 1)[1].split(","))
+                jobs[f"{rule} {values['method']} {values['seed']}"] += 1
+        return jobs
+
+    def relent(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(self.folder / "bin" / "relent"), *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def scores(self, method: str, seed: int = 0) -> dict:
+        return json.loads((self.run(method, seed) / "scores.json").read_text())["scores"]
+
+    def run(self, method: str, seed: int = 0) -> Path:
+        return self.folder / "results" / "patterns" / method / "default" / "smoke" / f"seed{seed}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> SmallProject:
+    """A fresh small project."""
+    return SmallProject(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """A small project whose main job has run once; tests of partial reruns restore what they change."""
+    project = SmallProject(tmp_path_factory.mktemp("finished"))
+    project.snakemake("--quiet", "all")
+    return project

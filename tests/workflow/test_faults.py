@@ -1,0 +1,186 @@
+"""Runs that die, code that changes under a waiting job, and input that is wrong: one clear line before any job."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from .conftest import BIN, TASK
+
+pytestmark = pytest.mark.workflow
+
+
+def test_killed_run_resumes_to_the_same_weights(project, finished):
+    """SIGKILL in the middle of training, then the same command."""
+    project.config(methods=["pld"], seeds=[0])
+    project.edit("config/tasks/patterns.yaml", "      max_steps: 30\n", "      max_steps: 400\n")
+    reference = project.folder / "reference"
+    project.snakemake("--quiet", "all", "--config", f"results={reference}")
+    run = project.run("pld")
+    command = [str(BIN / "snakemake"), "--cores", "1", str(run.relative_to(project.folder) / "config.json")]
+    process = subprocess.Popen(
+        command, cwd=project.folder, env=project.environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/*/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(run.glob("checkpoints/*/last.ckpt")), "no checkpoint was written in time"
+    assert not (run / "config.json").exists()
+    assert not (run / "weights.safetensors").exists()
+    project.snakemake("--unlock", "--quiet", "all")
+    project.snakemake("--quiet", "all", "--rerun-incomplete")
+    log = (project.folder / "logs/student/patterns/pld/default/smoke/seed0.log").read_text()
+    assert "resuming" in log
+    other = load_file(reference / "patterns/pld/default/smoke/seed0/weights.safetensors")
+    resumed = load_file(run / "weights.safetensors")
+    assert other.keys() == resumed.keys()
+    assert all((other[name] == resumed[name]).all() for name in other)
+    assert not (run / "checkpoints").exists()
+
+
+def test_job_refuses_another_plan_than_its_own(finished):
+    """A source file that was edited while a job waited: the job stops before it writes."""
+    done = finished.relent(
+        "train", "patterns", "pld", "--scale", "smoke", "--seed", "7", "--plan", "0123456789abcdef", "--results", "fresh"
+    )
+    assert done.returncode == 1
+    assert "changed after this job was planned" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (finished.folder / "fresh").exists()
+
+
+def set_key(path, keys, value):
+    document = yaml.safe_load(path.read_text())
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = value
+    path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+CONFIG, METHOD, MANIFEST = "config/config.yaml", "config/methods/distillation/pld.yaml", "config/tasks/patterns.yaml"
+WRONG = {
+    "unknown method": (CONFIG, ("comparisons", 0, "methods"), ["pdl"], "no method 'pdl' (did you mean 'pld'?)"),
+    "unknown task": (CONFIG, ("comparisons", 0, "task"), "pattern", "no task 'pattern' (did you mean 'patterns'?)"),
+    "unknown variant": (CONFIG, ("comparisons", 0, "methods"), ["pld:cifar"], "did you mean 'cifar100'?"),
+    "unknown scale": (CONFIG, ("scale",), "huge", "'smoke', 'laptop' or 'cluster'"),
+    "scale that the task lacks": (CONFIG, ("scale",), "cluster", "has no scale 'cluster'; it has smoke"),
+    "unknown key": (CONFIG, ("sedes",), [1], "unknown key (did you mean 'seeds'?)"),
+    "negative seed": (CONFIG, ("seeds",), [-1], "a seed is a whole number"),
+    "seed twice": (CONFIG, ("seeds",), [1, 1], "a seed stands twice"),
+    "wrong type": (CONFIG, ("confidence",), "high", "valid number"),
+    "wrong hyperparameter type": (
+        METHOD,
+        ("variants", "default", "hyperparameters"),
+        {"teacher_temperature": "warm"},
+        "teacher_temperature",
+    ),
+    "negative hyperparameter": (
+        METHOD,
+        ("variants", "default", "hyperparameters"),
+        {"teacher_temperature": -1},
+        "greater than 0",
+    ),
+    "absurd hyperparameter": (METHOD, ("hyperparameters",), {"smoke": {"learning_rate": 1e6}}, "less than or equal to 10"),
+    "unknown hyperparameter": (
+        METHOD,
+        ("hyperparameters",),
+        {"smoke": {"teacher_temprature": 1}},
+        "unknown hyperparameter 'teacher_temprature' (did you mean 'teacher_temperature'?)",
+    ),
+    "input nobody makes": (METHOD, ("stages", "student", "inputs"), ["data", "oracle"], "reads 'oracle', which nobody makes"),
+    "teacher the task lacks": (METHOD, ("stages", "student", "inputs"), ["data", "teacher:tall"], "no teacher 'tall'"),
+    "duplicate name": (METHOD, ("name",), "nkd", "is 'nkd' but the file is pld.yaml"),
+    "missing module": (METHOD, ("implementation",), "relent.methods.distillation.pdl:PLD", "does not exist"),
+    "missing class": (METHOD, ("implementation",), "relent.methods.distillation.pld:PLQ", "did you mean 'PLD'?"),
+    "claim on a metric that is not": (METHOD, ("claims", 0, "metric"), "acuracy", "did you mean 'accuracy'?"),
+    "baseline that is not": (MANIFEST, ("baseline",), "hinton", "no method 'hinton'"),
+    "path outside": (METHOD, ("name",), "../pld", "pattern"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_line_before_any_job(case, tmp_path_factory, request):
+    project = request.getfixturevalue("finished")
+    name, keys, value, message = WRONG[case]
+    path = project.folder / name
+    kept = path.read_text()
+    try:
+        set_key(path, keys, value)
+        done = project.snakemake(check=False)
+    finally:
+        path.write_text(kept)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("relent: ")]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0], lines[0]
+    assert name.split("/")[-1] in lines[0], lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_broken_data_is_found_before_any_job(project):
+    project.config(methods=["cross_entropy"], seeds=[0])
+    project.snakemake("--quiet", "all", "data")
+    chunks = sorted((project.folder / "data/patterns/smoke/dataset.zarr/images/c").rglob("0"))
+    kept = chunks[0].read_bytes()
+    chunks[0].write_bytes(kept[:100])
+    done = project.snakemake(check=False)
+    assert "cannot be decoded" in done.stderr
+    chunks[0].unlink()
+    done = project.snakemake(check=False)
+    assert "a chunk is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project.folder / "results").exists()
+
+
+def test_teacher_with_other_classes_is_refused(project):
+    project.config(methods=["knowledge_distillation"], seeds=[0])
+    project.snakemake("--quiet", "all", "teachers/patterns/wide/smoke/config.json")
+    outputs = project.folder / "teachers/patterns/wide/smoke/outputs.zarr/zarr.json"
+    outputs.write_text(outputs.read_text().replace('"d"', '"d", "e"'))
+    done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
+    assert done.returncode == 1
+    assert "the teacher knows 5 classes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nan_in_a_teachers_output_is_refused(project):
+    import zarr
+
+    project.config(methods=["knowledge_distillation"], seeds=[0])
+    project.snakemake("--quiet", "all", "teachers/patterns/wide/smoke/config.json")
+    logits = zarr.open_group(project.folder / "teachers/patterns/wide/smoke/outputs.zarr", mode="a")["logits"]
+    logits[3, 1] = float("nan")
+    done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
+    assert done.returncode == 1
+    assert "outputs.zarr/logits: holds NaN" in done.stderr
+
+
+def test_unwritable_results_folder_is_refused(project):
+    (project.folder / "locked").write_text("a file, not a folder")
+    done = project.snakemake("--config", "results=locked/results", check=False)
+    assert done.returncode != 0
+    assert "relent: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tracking_server_that_is_away_fails_its_rule_alone(project):
+    project.config(methods=["cross_entropy"], seeds=[0], tracking={"uri": "http://user:secret@127.0.0.1:9/"})
+    done = project.snakemake("--keep-going", check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "127.0.0.1:9" in output
+    assert "secret" not in output
+    assert (project.folder / "results/patterns/comparison.html").is_file()
+    assert not (project.folder / "results/tracking.json").exists()
+
+
+def test_task_manifest_of_these_tests_is_valid():
+    from relent.manifest.models import Task
+
+    assert Task.model_validate(TASK).name == "patterns"
