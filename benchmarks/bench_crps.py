@@ -2,12 +2,12 @@
 
     python benchmarks/bench_crps.py [--small] [--peer-python PYTHON]
 
-Each measurement is a process of its own, rounds go through all contenders in turn, the table shows medians. The peers are
-at their fastest with numba, which this project does not depend on: `--peer-python` names an interpreter that has numba,
-scoringrules and properscoring, and adds those rows. Forms that hold M² numbers a point run in blocks of points (a peer's
-users would have to do the same) and, above M = 15, on fewer points, their time scaled up, as `note` says.
-Memory is the peak resident size during the call over that before it, so that the input is not counted. On a machine that
-others use too, compare CPU seconds: wall time depends on who else runs.
+Each measurement is a process of its own, rounds go through all contenders in turn, the table shows medians. The peers
+are at their fastest with numba, which this project does not depend on: `--peer-python` names an interpreter that has
+numba, scoringrules and properscoring, and adds those rows. Forms that hold M² numbers a point run in blocks of points
+(a peer's users would have to do the same) and, above M = 15, on fewer points, their time scaled up, as `note` says.
+Memory is the peak resident size during the call over that before it, so that the input is not counted. On a machine
+that others use too, compare CPU seconds: wall time depends on who else runs.
 """
 
 import argparse
@@ -164,21 +164,22 @@ def spawn(python: str, contender: Contender, folder: Path, points: int) -> dict[
 def bounds(count: int, points: int) -> dict[str, float]:
     """Seconds that the machine needs at least: to read the input once, and to sort it, each with all threads.
 
-    Bandwidth is measured by summing 256 MiB, sorting by `numpy.sort` on columns that stay in the cache; both on one
-    thread.
+    Bandwidth is measured by summing 256 MiB, sorting on a block that stays in the cache; one thread, best of ten.
     """
+    from relent.scores._sorting import sort_members
+
     stream = np.ones(2**26, dtype=np.float32)
-    columns = np.random.default_rng(0).normal(size=(2**15 // count, count)).astype(np.float32)
+    block = np.random.default_rng(0).normal(size=(count, 2**15 // count)).astype(np.float32)
     times: dict[str, list[float]] = {"read": [], "sort": []}
-    for _ in range(5):
+    for _ in range(10):
         clock = time.perf_counter()
         stream.sum()
         times["read"].append(time.perf_counter() - clock)
         clock = time.perf_counter()
-        np.sort(columns, axis=1)
+        sort_members(block)
         times["sort"].append(time.perf_counter() - clock)
     read = min(times["read"]) * (count + 2) * points / len(stream)
-    return {"bytes": read / THREADS, "arithmetic": min(times["sort"]) * points / len(columns) / THREADS}
+    return {"bytes": read / THREADS, "arithmetic": min(times["sort"]) * points / block.shape[1] / THREADS}
 
 
 def machine() -> str:
@@ -242,9 +243,7 @@ def main() -> None:
         return
     points, rounds = (20_000, 1) if options.small else (1_000_000, options.rounds)
     rows: list[dict[str, Any]] = []
-    print(
-        f"{machine()}\n{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7} {'cpu':>7}  note"
-    )
+    print(f"{machine()}\n{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7} {'cpu':>7}")
     for count in options.members:
         for row in compare(count, points, rounds, options.peer_python):
             rows.append(row)

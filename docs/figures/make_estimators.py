@@ -87,11 +87,13 @@ def expected_gradient(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, 
 
 
 def exact_gradient(divergence: Callable[[Tensor, Tensor], Tensor], logits: Tensor, reference: Tensor) -> Tensor:
+    """Gradient of a divergence of the two laws in the policy's logits."""
     leaf = logits.clone().requires_grad_()
     return torch.autograd.grad(divergence(reference.log_softmax(-1), leaf.log_softmax(-1)), leaf)[0]
 
 
 def relative_error(gradient: Tensor, exact: Tensor) -> float:
+    """‖g − g*‖ / ‖g*‖."""
     return float((gradient - exact).norm() / exact.norm())
 
 
@@ -117,6 +119,7 @@ def kl_rows() -> Iterable[str]:
 
 
 def draw_figure() -> None:
+    """Three panels: bias over M, what a loss rewards, value of the KL estimators."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     members = torch.arange(2, 51, dtype=torch.float64)
     std = torch.linspace(0.02, 2, 200, dtype=torch.float64)
@@ -139,6 +142,7 @@ def draw_figure() -> None:
 
 
 def fill_tables(tables: dict[str, Iterable[str]]) -> None:
+    """Replace what stands between `<!-- name -->` and the next `<!-- end -->` of the page."""
     page = HERE.parent / "estimators.md"
     text = page.read_text()
     for name, rows in tables.items():

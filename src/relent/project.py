@@ -5,6 +5,7 @@ Loaded once when the workflow starts, and by every command-line call; imports no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from relent.data.receipt import refresh_receipt
 from relent.errors import ConfigError
 from relent.manifest.catalogue import Catalogue, Comparison, Run
 from relent.manifest.models import Config, Resources
-from relent.manifest.paths import Layout
+from relent.manifest.paths import RUN_FILES, Layout
 from relent.manifest.yamlfile import Document, parse, read_yaml
 from relent.runspec import RunSpec
 
@@ -107,8 +108,32 @@ class Project:
         return f"{self.layout.comparison(task)}/comparison.html"
 
     def targets(self) -> list[str]:
-        """What the main job makes."""
-        return [*(self.page(comparison.task) for comparison in self.comparisons), self.tracking_receipt]
+        """What the main job makes: pages and tracking, and every file of every run and teacher.
+
+        The latter are named so that a file which was deleted is made again even where nothing newer is missing.
+        """
+        files = [self.tracking_receipt]
+        for comparison in self.comparisons:
+            folder = self.layout.comparison(comparison.task)
+            files += [f"{folder}/{name}" for name in ("comparison.html", "comparison.csv", "claims.json", "figures")]
+            for teacher in self.used_teachers(comparison):
+                place = self.layout.teacher(comparison.task, teacher, comparison.scale)
+                files += [f"{place}/{name}" for name in (*RUN_FILES, "outputs.zarr")]
+            for run in comparison.runs:
+                files += [f"{self.run_folder(run)}/{name}" for name in (*RUN_FILES, "predictions.zarr", "scores.json")]
+        return [*self.datasets(), *files]
+
+    def used_teachers(self, comparison: Comparison) -> list[str]:
+        """Teachers that a comparison reads: those of its methods' stages, and the first for the evaluation."""
+        task = self.catalogue.tasks[comparison.task]
+        named = [
+            self.catalogue.teacher_name(task, method, name)
+            for method in {run.method: self.catalogue.methods[run.method] for run in comparison.runs}.values()
+            for stage in method.stages.values()
+            for name in stage.inputs
+            if name.startswith("teacher")
+        ]
+        return list(dict.fromkeys([*list(task.teachers)[:1], *named]))
 
     def family_targets(self, family: str) -> list[str]:
         """Scores of all runs of a family's methods."""
@@ -207,7 +232,11 @@ class Project:
         """Fingerprint of the code of one step of a comparison: `statistics`, `claims`, `page` or `figures`."""
         kind = self.catalogue.tasks[task].kind
         roots = (f"relent.tasks.{kind}.comparison",) if step == "figures" else (f"relent.compare.{step}",)
-        return self.catalogue.code(*roots)
+        code = self.catalogue.code(*roots)
+        if step == "page":
+            templates = sorted((Path(__file__).parent / "compare" / "templates").glob("*.*"))
+            code += hashlib.sha256(b"".join(t.read_bytes() for t in templates if t.suffix != ".py")).hexdigest()[:16]
+        return code
 
 
 def _canonical(value: Any) -> str:

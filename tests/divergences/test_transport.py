@@ -201,32 +201,16 @@ def test_objective_rises_to_its_maximum():
 @pytest.mark.parametrize("value", ["cost", "objective"])
 def test_gradcheck_unrolled(value):
     cost, a, b = squared(4, 3).requires_grad_(), masses(4, seed=2).requires_grad_(), masses(3, seed=3).requires_grad_()
-
-    def loss(cost, a, b):
-        # Only directions that keep the masses equal are allowed, hence the normalisation.
-        return sinkhorn_loss(
-            cost,
-            a / a.sum(),
-            b / b.sum(),
-            epsilon=0.5,
-            value=value,
-            gradient="unrolled",
-            max_iterations=5,
-            tolerance=0.0,
-        )
-
-    assert torch.autograd.gradcheck(loss, (cost, a, b))
+    options = {"epsilon": 0.5, "value": value, "gradient": "unrolled", "max_iterations": 5, "tolerance": 0.0}
+    # Only directions that keep the masses equal are allowed, hence the normalisation.
+    assert torch.autograd.gradcheck(lambda c, a, b: sinkhorn_loss(c, a / a.sum(), b / b.sum(), **options), (cost, a, b))
 
 
 def test_gradcheck_envelope_of_the_objective():
     cost, a, b = squared(4, 3).requires_grad_(), masses(4, seed=2).requires_grad_(), masses(3, seed=3).requires_grad_()
-
-    def loss(cost, a, b):
-        return sinkhorn_loss(
-            cost, a / a.sum(), b / b.sum(), epsilon=0.5, value="objective", gradient="envelope", **EXACT
-        )
-
-    assert torch.autograd.gradcheck(loss, (cost, a, b), atol=1e-7)
+    options = {"epsilon": 0.5, "value": "objective", "gradient": "envelope", **EXACT}
+    normalised = lambda c, a, b: sinkhorn_loss(c, a / a.sum(), b / b.sum(), **options)  # noqa: E731
+    assert torch.autograd.gradcheck(normalised, (cost, a, b), atol=1e-7)
 
 
 def test_gradients_agree_at_convergence_for_the_objective_only():

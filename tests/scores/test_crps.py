@@ -378,6 +378,19 @@ class TestBridge:
             assert isinstance(score, np.ndarray)
             np.testing.assert_allclose(score, expected, atol=1e-14)
 
+    def test_xarray_is_refused_by_name(self):
+        """Positions of dimensions mean nothing there: `.data`, or `streaming.evaluate`, which works by names."""
+        import xarray as xr
+
+        with pytest.raises(TypeError, match="got DataArray"):
+            crps_ensemble(xr.DataArray(np.zeros((2, 3))), xr.DataArray(np.zeros(3)))
+
+    def test_means_over_everything_refuse_dask(self, draw):
+        from relent.scores.ensemble import spread
+
+        with pytest.raises(TypeError, match=r"spread does not take dask arrays: use relent\.scores\.streaming"):
+            spread(da.from_array(draw(3, 4).numpy()))
+
     @pytest.mark.parametrize("member_dim", [0, 1])
     def test_dask(self, member_dim, draw):
         members, truth = draw(6, 12, 10), draw(12, 10)

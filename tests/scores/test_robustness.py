@@ -100,6 +100,12 @@ def test_tail_of_ten_classes_is_three():
     assert tail_robust_accuracy(logits, labels).item() == pytest.approx(0.1)
 
 
+def test_tail_count_is_safe_from_rounding():
+    labels = torch.arange(100)
+    logits = torch.nn.functional.one_hot(torch.where(labels < 7, labels + 1, labels), 100).double()
+    assert tail_robust_accuracy(logits, labels, 0.07) == 0  # 0.07 * 100 is 7.000000000000001
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

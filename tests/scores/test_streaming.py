@@ -30,6 +30,7 @@ def every_statistic(nan_policy: str) -> list[streaming.MeanStatistic]:
         streaming.Brier(threshold=0.1, nan_policy=nan_policy),
         streaming.Brier(threshold=0.1, fair=False, nan_policy=nan_policy),
         streaming.RankFrequencies(nan_policy=nan_policy),
+        streaming.EventTable(threshold=0.1, nan_policy=nan_policy),
         streaming.AnomalyCorrelation(nan_policy=nan_policy),
     ]
 
@@ -125,6 +126,19 @@ def test_equals_the_plain_scores(missing):
             assert float(scores[name][k]) == pytest.approx(float(value), rel=1e-12), name
         counts = ensemble.rank_histogram(x, y, mass, ties="uniform", **options)
         np.testing.assert_allclose(scores["rank_frequencies"][k], counts / counts.sum())
+
+
+def test_event_table_gives_reliability_and_roc():
+    forecast, truth, weights = data(missing=False)
+    table = streaming.evaluate([streaming.EventTable(threshold=0.1)], forecast, truth, weights, keep_dims=())
+    mass = table["event_table_above_0.1"].values
+    p = np.tile(np.arange(MEMBERS + 1) / MEMBERS, 2)
+    o = np.repeat([0.0, 1.0], MEMBERS + 1)
+    everywhere = (forecast.values > 0.1).mean(0), (truth.values > 0.1).astype(float)
+    whole = np.broadcast_to(weights.values[:, None], truth.shape).copy()
+    for score in (probability.brier_decomposition, probability.roc_auc, probability.roc_curve):
+        ours, expected = score(p, o, mass), score(*everywhere, whole)
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), rtol=1e-10, atol=1e-12)
 
 
 def test_names_say_what_one_must_know():

@@ -56,6 +56,4 @@ def run_spec(method: str, data: Path, output: Path, seed: int = 0, **changes: An
     """A run of the real manifests at smoke scale on a prepared data set; `changes` are hyperparameters."""
     catalogue = Catalogue.load(CONFIG, layout=Layout())
     spec = catalogue.stage_spec(Run("weather_isentropic", method, "default", "smoke", seed))
-    return replace(
-        spec, inputs={"data": str(data)}, output=str(output), hyperparameters=spec.hyperparameters | changes
-    )
+    return replace(spec, inputs={"data": str(data)}, output=str(output), hyperparameters=spec.hyperparameters | changes)

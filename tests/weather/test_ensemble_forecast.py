@@ -153,7 +153,9 @@ def test_rounding_the_mantissa(values: list[float], bits: int) -> None:
     array[np.abs(array) < 1e-30] = 0  # subnormal numbers have no leading bit to be relative to
     rounded = round_mantissa(array, bits)
     assert rounded.dtype == np.float32
-    assert np.all(np.abs(rounded.astype(float) - array.astype(float)) <= 2.0 ** -(bits + 1) * np.abs(array.astype(float)))
+    assert np.all(
+        np.abs(rounded.astype(float) - array.astype(float)) <= 2.0 ** -(bits + 1) * np.abs(array.astype(float))
+    )
     np.testing.assert_array_equal(round_mantissa(rounded, bits), rounded)
     if bits < 23:
         assert not np.any(rounded.view(np.uint32) & np.uint32((1 << (23 - bits)) - 1))
@@ -162,9 +164,7 @@ def test_rounding_the_mantissa(values: list[float], bits: int) -> None:
 # ------------------------------------------------------------------------------------------------ leakage and resume
 
 
-def test_steps_after_the_initial_time_change_no_weight_and_no_forecast(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_steps_after_the_initial_time_change_no_weight_and_no_forecast(runs: dict[str, Path], tmp_path: Path) -> None:
     changed = atmosphere()
     for name in ("PV", "U", "V"):
         changed[name][6:] = changed[name][6:].values[..., ::-1] * 1.5

@@ -73,7 +73,7 @@ def test_kl_is_zero_with_zero_gradient_where_posterior_is_prior() -> None:
 def test_kl_sums_the_map_and_averages_the_batch() -> None:
     first, second = gaussian(1, 2, (5, 3, 2, 4)), gaussian(0, 1, (5, 3, 2, 4))
     kl = latent_kl(first, second, torch.zeros(5, 2, 8, 16))
-    assert float(kl.per_value) == pytest.approx(24 * 1.3068528194 / (2 * 8 * 16), rel=1e-9)
+    assert float(kl.per_value.detach()) == pytest.approx(24 * 1.3068528194 / (2 * 8 * 16), rel=1e-9)
     assert float(kl.active) == 1
 
 
@@ -334,10 +334,15 @@ def test_latents_of_the_members_come_from_the_source_asked_for(source: str, data
     assert float(signs.sum()) == {"posterior": 8, "prior": -8, "mixed": 0}[source]
 
 
-def test_a_tile_that_does_not_fit_is_a_configuration_error(data: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_configuration_errors(data: Path, tmp_path: Path) -> None:
     spec = run_spec("fuxi_ens", data, tmp_path, rollout_steps=9)
     with pytest.raises(ConfigError, match="no 11 consecutive steps"):
         build(spec)[1].train_dataloader()
+    spec = run_spec("fuxi_ens", data, tmp_path)
+    spec.model_options["widht"] = 8
+    with pytest.raises(ConfigError, match=r"weather_isentropic: widht: unknown option \(did you mean 'width'"):
+        build(spec)
+    spec = run_spec("fuxi_ens", data, tmp_path)
     spec.data_options["tile"] = 13
     with pytest.raises(ConfigError, match="multiple of 4"):
         build(spec)

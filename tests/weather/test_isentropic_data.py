@@ -105,7 +105,9 @@ def test_gap_in_time(tmp_path: Path) -> None:
     dataset = atmosphere()
     time = dataset["time"].values.copy()
     time[4:] += np.timedelta64(6, "h")
-    refused(tmp_path, dataset.assign_coords(time=time), "1959-06-04T18:00.* follows 1959-06-04T06:00.*exactly six hours")
+    refused(
+        tmp_path, dataset.assign_coords(time=time), "1959-06-04T18:00.* follows 1959-06-04T06:00.*exactly six hours"
+    )
 
 
 def test_too_few_steps(tmp_path: Path) -> None:
@@ -201,3 +203,7 @@ def test_window_numbers_are_a_bijection(starts: int, rows: int, columns: int) ->
     windows = Windows(range(starts), range(0, 2 * rows, 2), range(columns))
     seen = {windows[i] for i in range(len(windows))}
     assert seen == {(s, 2 * r, c) for s in range(starts) for r in range(rows) for c in range(columns)}
+
+
+def test_preparing_twice_gives_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    assert read_fields(prepared(tmp_path)).checksum == read_fields(data).checksum

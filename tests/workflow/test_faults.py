@@ -9,6 +9,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from relent.errors import RelentError
+from relent.manifest import fingerprint
+from relent.project import Project
+
 from .conftest import BIN, TASK
 
 pytestmark = pytest.mark.workflow
@@ -105,22 +109,38 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_clear_line_before_any_job(case, tmp_path_factory, request):
-    project = request.getfixturevalue("finished")
-    name, keys, value, message = WRONG[case]
-    path = project.folder / name
+@pytest.fixture
+def wrong(finished, request):
+    """The finished project with one wrong value; put back afterwards."""
+    name, keys, value, message = WRONG[request.param]
+    path = finished.folder / name
     kept = path.read_text()
-    try:
-        set_key(path, keys, value)
-        done = project.snakemake(check=False)
-    finally:
-        path.write_text(kept)
+    set_key(path, keys, value)
+    yield finished, name, message
+    path.write_text(kept)
+
+
+@pytest.mark.parametrize("wrong", WRONG, indirect=True)
+def test_wrong_input_is_one_clear_line(wrong, monkeypatch):
+    project, name, message = wrong
+    monkeypatch.setattr(fingerprint, "PACKAGE_ROOT", project.folder / "src")
+    with pytest.raises(RelentError) as error:
+        Project.load(file=project.folder / CONFIG)
+    text = str(error.value)
+    assert message in text
+    assert ".yaml" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("wrong", ["unknown method", "absurd hyperparameter"], indirect=True)
+def test_snakemake_prints_that_line_before_any_job(wrong):
+    project, name, message = wrong
+    done = project.snakemake(check=False)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("relent: ")]
     assert len(lines) == 1, done.stderr
-    assert message in lines[0], lines[0]
-    assert name.split("/")[-1] in lines[0], lines[0]
+    assert message in lines[0]
+    assert name.split("/")[-1] in lines[0]
     assert "Traceback" not in done.stderr
 
 

@@ -84,16 +84,23 @@ def test_added_method_trains_alone(changing):
     assert jobs["student nkd 0"] == jobs["student nkd 1"] == 1
 
 
-def test_deleted_output_is_made_again(changing):
-    scores = changing.run("pld", 1) / "scores.json"
-    kept = scores.with_suffix(".kept")
-    scores.rename(kept)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("scores.json", {"evaluate": 1, **REPORT}),
+        ("weights.safetensors", {"student": 1, "evaluate": 1, **REPORT}),
+    ],
+)
+def test_deleted_output_is_made_again(finished, name, expected):
+    path = finished.run("pld", 1) / name
+    kept = path.with_name(f"kept-{name}")
+    path.rename(kept)
     try:
-        jobs = changing.planned()
-        assert rules(jobs) == {"evaluate": 1, **REPORT}
+        jobs = finished.planned()
+        assert rules(jobs) == expected
         assert jobs["evaluate pld 1"] == 1
     finally:
-        kept.rename(scores)
+        kept.rename(path)
 
 
 def test_changed_data_file_reruns_everything_that_reads_it(project):

@@ -60,10 +60,8 @@ def claims_command(task: str, runs: tuple[Path, ...], confidence: float, catalog
     from relent.compare.command import run_claims
 
     pairs = labelled(catalogue, runs)
-    names = dict.fromkeys(label.partition(":")[0] for _, label in pairs)
-    methods = {name: catalogue.methods[name] for name in names}
     out = Path(catalogue.layout.comparison(task))
-    for claim in run_claims(find(catalogue, "task", task), methods, pairs, confidence, out):
+    for claim in run_claims(find(catalogue, "task", task), catalogue.methods, pairs, confidence, out):
         click.echo(f"{claim['verdict']:16s} {claim['method']}: {claim['text']}")
 
 

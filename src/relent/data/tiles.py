@@ -27,9 +27,9 @@ SPLITS = ("train", "validation", "test")
 class Fields:
     """A gridded data set in memory.
 
-    `anomalies` is (time, channel, latitude, longitude), float32, in units of `std` (channel), from `base`
-    (channel, latitude). `damping` and `residual_std` (channel) are the slope of a persistence forecast over one step and
-    the size of what it leaves, in units of `std`.
+    `anomalies` is (time, channel, latitude, longitude), float32, from `base` (channel, latitude), in units of `std`
+    (channel). `damping` and `residual_std` (channel) are the slope of a persistence forecast over one step and the size
+    of what it leaves, in units of `std`.
     """
 
     variables: tuple[str, ...]

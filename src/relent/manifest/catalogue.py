@@ -191,7 +191,7 @@ class Catalogue:
             if known == scale:
                 return settings
         known_names = [s.value for s in task.scales]
-        raise self.document(task).error(f"has no scale {scale!r}; it has {', '.join(known_names)}", "scales")
+        raise self.document(task).error(f"has no scale {str(scale)!r}; it has {', '.join(known_names)}", "scales")
 
     @cached_property
     def _code(self) -> dict[tuple[str, ...], str]:
@@ -329,6 +329,9 @@ class Catalogue:
                 for method, variant in dict.fromkeys(chosen)
                 for seed in (seeds[:1] if self.methods[method].deterministic else seeds)
             )
+            for run in {(run.method, run.variant): run for run in runs}.values():
+                for stage in self.methods[run.method].stages:
+                    self.stage_spec(run, stage)
             if runs:
                 found.append(Comparison(request.task, str(config.scale), runs))
         if not found:

@@ -1,10 +1,10 @@
 """The forecast network of FuXi-ENS (arXiv 2405.05925) at small scale: encoder, prior P, posterior Q, perturbed decoder.
 
 The paper's training code and architecture are not public. From its abstract and from its sibling FuXi-S2S (Nature
-Communications 2024, figure 5) come: two input frames, a Gaussian predicted from the state (P) and one that also sees the
-next frame (Q), a sample that perturbs the hidden features, and a decoder to the next frame. Everything else is ours:
-convolutions in place of attention, a diagonal Gaussian on a coarse map, the perturbation as a linear map that is added,
-and an output that corrects damped persistence.
+Communications 2024, figure 5) come: two input frames, a Gaussian predicted from the state (P) and one that also sees
+the next frame (Q), a sample that perturbs the hidden features, and a decoder to the next frame. Everything else is
+ours: convolutions in place of attention, a diagonal Gaussian on a coarse map, the perturbation as a linear map that is
+added, and an output that corrects damped persistence.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class GridConvolution(nn.Module):
     def forward(self, x: Tensor, cyclic: bool) -> Tensor:
         """Convolve (B, C, H, W)."""
         x = F.pad(x, (1, 1, 0, 0), mode="circular" if cyclic else "replicate")
-        return self.convolution(F.pad(x, (0, 0, 1, 1), mode="replicate"))
+        output: Tensor = self.convolution(F.pad(x, (0, 0, 1, 1), mode="replicate"))
+        return output
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +64,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cyclic: bool) -> Tensor:
         """Add the branch."""
-        return x + self.second(F.silu(self.first(F.silu(x), cyclic)), cyclic)
+        branch: Tensor = self.second(F.silu(self.first(F.silu(x), cyclic)), cyclic)
+        return x + branch
 
 
 class Encoder(nn.Module):
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
 
 
 class ForecastNetwork(nn.Module):
-    """One forecast step for an ensemble: X̂_m = d X^t + r Dec(h + A z_m), h = Enc(X^{t−1}, X^t), in standardised anomalies.
+    """One step of every member: X̂_m = d X^t + r Dec(h + A z_m), h = Enc(X^{t−1}, X^t), in standardised anomalies.
 
     Args:
         damping: d, (C,): slope of the damped-persistence base of each channel.
@@ -147,8 +149,8 @@ class ForecastNetwork(nn.Module):
         width: w, channels at half resolution.
         latent_channels: D, channels of the latent map.
 
-    The width of the grid must be a multiple of four; rows are padded to one. `cyclic` says that the columns go around the
-    globe.
+    The width of the grid must be a multiple of four; rows are padded to one. `cyclic` says that the columns go around
+    the globe.
     """
 
     damping: Tensor
@@ -206,8 +208,8 @@ class ForecastNetwork(nn.Module):
         if latent is not None:
             coarse = coarse + self.perturbation(latent.flatten(0, 1))
         height = frames.shape[-2]
-        output = self.decoder(Features(fine, coarse), cyclic)[..., :height, :]
-        output = output.unflatten(0, (members, len(frames)))
+        output: Tensor = self.decoder(Features(fine, coarse), cyclic)[..., :height, :]
+        output = output.reshape(members, len(frames), *output.shape[1:])
         return self.damping * frames[:, -1] + self.residual_std * output
 
 

@@ -1,8 +1,8 @@
-r"""Continuous ranked probability score of ensembles and of closed-form laws: a score and, differentiable, a training
-loss.
+r"""Continuous ranked probability score of ensembles and closed-form laws: a score and, differentiable, a loss.
 
-    CRPS(F, y) = ∫ (F(x) − 1{x ≥ y})² dx = E|X − y| − ½ E|X − X'|,   X, X' ~ F independent  (Gneiting & Raftery 2007,
-    eq. 20–21)
+    CRPS(F, y) = ∫ (F(x) − 1{x ≥ y})² dx = E|X − y| − ½ E|X − X'|,   X, X' ~ F independent
+
+(Gneiting & Raftery 2007, eq. 20 and 21).
 
 It is negatively oriented, non-negative for a law F and has the unit of y. From M members drawn from F it can only be
 estimated, and the estimators differ; their names go with every number (see `docs/estimators.md`).
@@ -194,8 +194,7 @@ def crps_threshold_weighted(
     member_dim: int = 0,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
-    r"""Threshold-weighted CRPS: ∫ w(z) (F(z) − 1{z ≥ y})² dz, through the chaining function v with v(b) − v(a) = ∫_a^b
-    w.
+    r"""Threshold-weighted CRPS: ∫ w(z) (F(z) − 1{z ≥ y})² dz, through v with v(b) − v(a) = ∫_a^b w.
 
     It is the CRPS of the chained members against the chained truth, E|v(X) − v(y)| − ½ E|v(X) − v(X')|, and it stays
     proper: cases are not selected by their outcome.
@@ -231,8 +230,8 @@ def crps_gaussian(truth: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     r"""CRPS of N(μ, σ²): σ [ z (2Φ(z) − 1) + 2φ(z) − 1/√π ], z = (y − μ)/σ.
 
     Args: truth, mean, std: broadcastable, floating; half precision is computed in float32.
-    Returns: their broadcast shape, in the unit of y; NaN where σ ≤ 0 or an input is NaN. Raises: TypeError if not
-        floating.
+    Returns: their broadcast shape, in the unit of y; NaN where σ ≤ 0 or an input is NaN.
+    Raises: TypeError if not floating.
     Source: Gneiting et al. 2005, Monthly Weather Review 133.
     """
     z, width = _standardised(truth, mean, std)
@@ -243,8 +242,7 @@ def crps_gaussian(truth: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def crps_logistic(truth: Tensor, location: Tensor, scale: Tensor) -> Tensor:
     r"""CRPS of the logistic law: s [ z − 2 log F(z) − 1 ], F(z) = 1/(1 + e^(−z)), z = (y − μ)/s.
 
-    Shapes, dtypes, NaN and errors as in `crps_gaussian`. Source: Jordan, Krüger & Lerch 2019, arXiv 1709.04743,
-    appendix A.
+    Shapes, dtypes, NaN and errors as in `crps_gaussian`. Source: Jordan, Krüger & Lerch 2019, arXiv 1709.04743.
     """
     z, width = _standardised(truth, location, scale)
     return width * (z - 2 * functional.logsigmoid(z) - 1)
@@ -254,8 +252,8 @@ def crps_logistic(truth: Tensor, location: Tensor, scale: Tensor) -> Tensor:
 def crps_uniform(truth: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     r"""CRPS of the uniform law on [a, b]: (b − a) [ |u − c| + c² − c + 1/3 ], u = (y − a)/(b − a), c = u cut to [0, 1].
 
-    Shapes, dtypes and errors as in `crps_gaussian`; NaN where b ≤ a. Source: Jordan et al. 2019, arXiv 1709.04743,
-    appendix A.
+    Shapes, dtypes and errors as in `crps_gaussian`; NaN where b ≤ a.
+    Source: Jordan, Krüger & Lerch 2019, arXiv 1709.04743.
     """
     u, width = _standardised(truth, lower, upper - lower)
     inside = u.clamp(0, 1)
@@ -278,8 +276,7 @@ def crps_gaussian_mixture(
 
     Args:
         truth: (…), floating.
-        mean, std, weight: of one shape, (K, …) with the components at `component_dim`. Weights are normalised to sum
-            one.
+        mean, std, weight: of one shape, (K, …) with the components at `component_dim`. Weights are made to sum to one.
     Returns: (…), in the unit of y; NaN where a σ_k ≤ 0.
     Raises: ValueError if the three shapes differ or do not fit `truth`; TypeError if not floating.
     Source: Grimit, Gneiting, Berrocal & Johnson 2006 (the time is O(K²), the memory O(K)).

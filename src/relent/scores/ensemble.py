@@ -1,8 +1,8 @@
 r"""Scores of ensembles beside the CRPS: multivariate scores, spread and skill, rank histograms.
 
 Shapes: `members` (M, …) with the member dimension at `member_dim`, `truth` (…). Pointwise scores keep the points;
-    scores that
-need an average (RMSE, spread, their ratio) take weights and give one number, with the square root after all averaging.
+scores that need an average (RMSE, spread, their ratio) take weights and give one number, with the square root after all
+averaging.
 """
 
 import math
@@ -60,10 +60,10 @@ def energy_score(
     event_dim: int = -1,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
-    r"""Energy score, the CRPS of vectors: (1/M) Σ_m ‖x_m − y‖ − c Σ_{m<m'} ‖x_m − x_m'‖, c = (M − 1 + α) / (M² (M −
-    1)).
+    r"""Energy score, the CRPS of vectors: (1/M) Σ_m ‖x_m − y‖ − c Σ_{m<m'} ‖x_m − x_m'‖.
 
-    α = 1 "fair", c = 1/(M(M − 1)); α = 0 "biased", c = 1/M²; "almost_fair" between. With D = 1 it is the CRPS.
+    c = (M − 1 + α) / (M² (M − 1)): α = 1 "fair", c = 1/(M(M − 1)); α = 0 "biased", c = 1/M²; "almost_fair" between.
+    With D = 1 it is the CRPS.
 
     Args:
         members: (M, …, D) with the members at `member_dim` and the components at `event_dim`; floating.
@@ -113,8 +113,7 @@ def variogram_score(
 
     Args:
         members, truth, member_dim, event_dim: as in `energy_score`.
-        p: order, positive; 0.5 is the authors' choice. For p < 1 the gradient is infinite where two components
-            coincide.
+        p: order, positive; 0.5 is the authors' choice. For p < 1 the gradient is infinite where components coincide.
         weights: (D, D), non-negative, often falling with distance; None: ones. Both (i, j) and (j, i) are summed.
         nan_policy: "omit" leaves out members with a NaN component; a NaN in the truth makes the point NaN.
 
@@ -155,8 +154,7 @@ def ensemble_mean(members: Tensor, *, member_dim: int = 0, nan_policy: NanPolicy
 def ensemble_variance(members: Tensor, *, member_dim: int = 0, nan_policy: NanPolicy = "propagate") -> Tensor:
     r"""Unbiased variance of the members, Σ_m (x_m − x̄)² / (M − 1).
 
-    Args: members: (M, …), floating; member_dim, nan_policy: as in `crps_ensemble` ("omit": M counts the members
-        present).
+    Args: members: (M, …), floating; member_dim, nan_policy: as in `crps_ensemble` ("omit": M counts those present).
     Returns: (…), squared unit; NaN where fewer than two members are present.
     Raises: ValueError for fewer than two members or NaN under "raise"; TypeError if not floating.
     """
@@ -220,8 +218,9 @@ def spread_skill_ratio(
     member_dim: int = 0,
     nan_policy: NanPolicy = "propagate",
 ) -> Tensor:
-    r"""√((M + 1)/M) · spread / RMSE of the ensemble mean: one for a calibrated ensemble of any size, below one if
-    under-dispersed.
+    r"""√((M + 1)/M) · spread / RMSE of the ensemble mean: one for a calibrated ensemble of any size.
+
+    Below one the ensemble is under-dispersed.
 
     The factor stands for the sampling error of the mean of M members: if members and truth are drawn from one law of
     variance σ², the squared error of the mean is (1 + 1/M) σ² on average. Many published ratios lack it.
@@ -276,9 +275,7 @@ Ties = Literal["random", "uniform"]
 
 
 def rank_shares(members: Tensor, truth: Tensor, ties: Ties, generator: torch.Generator | None = None) -> Tensor:
-    """Share of each rank at each point, (…, M + 1), for (M, …) members: one-hot without ties; all NaN where a value is
-    NaN.
-    """
+    """Share of each rank at each point, (…, M + 1), for (M, …) members: one-hot without ties; NaN where a value is."""
     if ties not in ("random", "uniform"):
         raise ValueError(f'ties must be "random" or "uniform", got {ties!r}')
     below, tied = (members < truth).sum(0), (members == truth).sum(0)
@@ -316,8 +313,7 @@ def rank_histogram(
         nan_policy: "omit" leaves out points with any NaN, members included: rank counts of ensembles of different
             sizes do not add up; "propagate" makes the whole histogram NaN.
 
-    Returns: (M + 1,) counts (float), entry r for r members below the truth. Raises: as `crps_ensemble`; ValueError for
-        `ties`.
+    Returns: (M + 1,) counts (float), entry r for r members below the truth. Raises: as `crps_ensemble`.
     Source: Hamill 2001; ties: Hamill & Colucci 1998.
     """
     first, truth = members_first(members, truth, member_dim)
@@ -342,8 +338,8 @@ class RankTest(NamedTuple):
 def rank_histogram_test(counts: Tensor) -> RankTest:
     """Pearson's χ² test that the ranks are uniform: Σ_r (n_r − n/(M + 1))² / (n/(M + 1)), M degrees of freedom.
 
-    The p-value holds for independent cases: neighbouring grid points and overlapping forecasts are not, and make it
-    too small.
+    The p-value holds for independent cases: neighbouring grid points and overlapping forecasts are not: it
+    is too small for them.
 
     Args: counts: (M + 1,) whole counts, from `ties="random"` and no weights.
     Raises: ValueError if the counts are not one-dimensional, negative, or fewer than five a rank are expected.

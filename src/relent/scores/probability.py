@@ -104,9 +104,7 @@ def _bin_of(probability: Tensor, bins: int | Tensor) -> tuple[Tensor, int]:
 
 
 class ReliabilityCurve(NamedTuple):
-    """Of each bin, (bins,) each: mean forecast probability, observed frequency, weight (or count). NaN in empty
-    bins.
-    """
+    """Of each bin, (bins,) each: mean forecast probability, observed frequency, weight (count). NaN in empty bins."""
 
     probability: Tensor
     frequency: Tensor
@@ -127,8 +125,7 @@ def reliability_curve(
     Args:
         probability: any shape, in [0, 1], floating; outcome: same shape, boolean or 0/1; weights: broadcastable.
         bins: number of equal bins, or their edges from 0 to 1. For an ensemble, edges between the M + 1 possible
-            values lose
-            nothing: `torch.cat([zero, (torch.arange(M) + 0.5) / M, one])`.
+            values lose nothing: `torch.cat([zero, (torch.arange(M) + 0.5) / M, one])`.
         nan_policy: "raise" or "omit"; "propagate" raises too: a NaN falls in no bin.
     Returns: float64. Raises: ValueError as said, and for values out of range.
     Source: Murphy & Winkler 1977; Wilks 2019, Statistical Methods in the Atmospheric Sciences.
@@ -161,8 +158,7 @@ def brier_decomposition(
     bins: int | Tensor = 10,
     nan_policy: NanPolicy = "raise",
 ) -> BrierDecomposition:
-    r"""Murphy's decomposition of the mean Brier score over bins k of mean forecast p̄_k, frequency ō_k and weight
-    share f_k:
+    r"""Murphy's decomposition of the mean Brier score over bins k: mean forecast p̄_k, frequency ō_k, weight share f_k.
 
         reliability Σ f_k (p̄_k − ō_k)²    resolution Σ f_k (ō_k − ō)²    uncertainty ō (1 − ō)
         within-bin variance Σ_i f_i (p_i − p̄_k)²    within-bin covariance 2 Σ_i f_i (o_i − ō_k)(p_i − p̄_k)
@@ -193,9 +189,7 @@ def brier_decomposition(
 
 
 class RocCurve(NamedTuple):
-    """Hit rate against false alarm rate for falling thresholds, (n + 1,) each; the first threshold is +∞ (never
-    warn).
-    """
+    """Hit rate against false alarm rate for falling thresholds, (n + 1,) each; the first is +∞ (never warn)."""
 
     false_alarm_rate: Tensor
     hit_rate: Tensor

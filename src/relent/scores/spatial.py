@@ -61,15 +61,13 @@ def weighted_mean(
 
     Args:
         values: any shape, floating.
-        weights: non-negative, broadcastable to `values` (so latitude weights as (n, 1) against (…, n, longitude));
-            None: ones.
-        mask: boolean, broadcastable to `values`; False points are left out of both sums, whatever they hold, NaN
-            included.
+        weights: non-negative, broadcastable to `values` (latitude weights as (n, 1) against (…, n, longitude)).
+        mask: boolean, broadcastable to `values`; False points are left out of both sums, even NaN.
         dim: dimensions to average over.
         nan_policy: for points that the mask lets through: "propagate", "omit" (left out of both sums) or "raise".
 
     Returns: `values` without `dim`; NaN where nothing counts. Gradients of points left out are zero.
-    Raises: ValueError under "raise", or for negative weights' sum; TypeError if not floating.
+    Raises: ValueError for NaN under "raise"; TypeError if not floating.
     """
     check_floating(values=values)
     values = values.to(common_dtype(values))
@@ -146,7 +144,7 @@ def zonal_spectrum(field: Tensor, *, weights: Tensor | None = None) -> Spectrum:
 
     Returns: zonal wavenumbers (n // 2 + 1,), cycles a circle, and power (…, n // 2 + 1) in the squared unit of the
         field; Σ_k P_k is the weighted mean of the squared field (Parseval).
-    Raises: ValueError for fewer than two dimensions; TypeError if not floating. NaN propagates to all of its map.
+    Raises: ValueError for fewer than two dimensions; TypeError if not floating. NaN fills its map.
     """
     check_floating(field=field)
     if field.dim() < 2:
@@ -177,8 +175,7 @@ def isotropic_spectrum(field: Tensor, *, spacing: float | tuple[float, float] = 
 
     Returns: wavenumbers j·k₁ (shells,), cycles per unit of length, and power (…, shells) in the squared unit of the
         field, Σ_j P_j = mean of field² (Parseval).
-    Raises: ValueError for fewer than two dimensions or spacing ≤ 0; TypeError if not floating. NaN propagates to all
-        of its map.
+    Raises: ValueError for fewer than two dimensions or spacing ≤ 0; TypeError if not floating. NaN fills its map.
     """
     check_floating(field=field)
     steps = spacing if isinstance(spacing, tuple) else (spacing, spacing)

@@ -1,5 +1,4 @@
-r"""Scores as mean statistics, so that an evaluation streams over chunks and gives one number however the data are
-chunked.
+r"""Scores as mean statistics: an evaluation streams over chunks and gives one number however the data are chunked.
 
 A score of a whole test period is a function of means: the RMSE is the root of a mean of squares, the Brier score of a
 mean, the anomaly correlation of three means. A `MeanStatistic` therefore has two parts:
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relent.scores import ensemble, probability
-from relent.scores._arrays import Estimator, NanPolicy, as_tensor
+from relent.scores._arrays import Estimator, NanPolicy, apply_nan_policy, as_tensor
 from relent.scores.crps import Chaining, crps_ensemble, crps_threshold_weighted
 
 if TYPE_CHECKING:
@@ -53,12 +52,11 @@ class Totals:
 class MeanStatistic:
     """A score that is a function of weighted means of pointwise terms.
 
-    A subclass states `name`, `terms` and, unless it is the mean of a single term, `final`; `width` says how many
-    numbers a point has (the ranks of a histogram), one by default.
+    A subclass states `name`, `terms` and, unless it is the mean of a single term, `final`; `extra_dim` names a further
+    dimension where a point has more than one number (the ranks of a histogram).
 
     nan_policy: "propagate" (a NaN point makes the score NaN), "omit" (NaN members are left out as the score defines
-        it, and
-    points that are still NaN get no weight) or "raise".
+    it, and points that are still NaN get no weight) or "raise".
     """
 
     nan_policy: NanPolicy = "propagate"
@@ -69,7 +67,7 @@ class MeanStatistic:
         raise NotImplementedError
 
     def terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Pointwise values by name, (…) or (…, width), of float64 members (M, …) and truth (…)."""
+        """Pointwise values by name, (…) or (…, extra), of float64 members (M, …) and truth (…)."""
         raise NotImplementedError
 
     def final(self, means: Means) -> NDArray:
@@ -77,13 +75,12 @@ class MeanStatistic:
         (value,) = means.values()
         return value
 
-    def width(self, members: int) -> int | None:
-        """Length of a further last dimension of terms and score; None if there is none."""
+    def extra_dim(self) -> str | None:
+        """Name of a further last dimension of terms and score; None if there is none."""
         return None
 
     def totals(self, members: Any, truth: Any, weights: Any = None, *, keep: Sequence[int] = ()) -> Totals:
-        """Totals of one chunk: members (M, …), truth (…), weights broadcastable to it, summed over all but the `keep`
-        dims.
+        """Totals of one chunk: members (M, …), truth (…), weights broadcastable to it; `keep` dims are not summed.
 
         Arrays may be numpy or torch. Raises: as the score itself.
         """
@@ -93,7 +90,7 @@ class MeanStatistic:
         summed = tuple(axis for axis in range(observed.dim()) if axis not in keep)
         sums, masses = {}, {}
         for name, value in self.terms(forecast, observed).items():
-            weight = given if self.width(len(forecast)) is None else given[..., None].expand(value.shape)
+            weight = given if self.extra_dim() is None else given[..., None].expand(value.shape)
             if self.nan_policy == "omit":
                 missing = value.isnan()
                 value, weight = value.masked_fill(missing, 0), weight.masked_fill(missing, 0)
@@ -108,9 +105,7 @@ def _sum(values: Tensor, dims: tuple[int, ...]) -> NDArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Crps(MeanStatistic):
-    """Mean CRPS (`relent.scores.crps.crps_ensemble`); with `chaining` the threshold-weighted one, then `label` names
-    it.
-    """
+    """Mean CRPS (`relent.scores.crps.crps_ensemble`); threshold-weighted with `chaining`, named by `label`."""
 
     estimator: Estimator = "fair"
     alpha: float = 0.95
@@ -223,19 +218,44 @@ class Brier(MeanStatistic):
 
 @dataclass(frozen=True, kw_only=True)
 class RankFrequencies(MeanStatistic):
-    """Frequency of each rank of the truth, (M + 1,), ties shared equally, so that no random number depends on the
-    chunks.
-    """
+    """Frequency of each rank of the truth, (M + 1,), ties shared equally: nothing random depends on the chunks."""
 
     @property
     def name(self) -> str:
         return "rank_frequencies"
 
-    def width(self, members: int) -> int | None:
-        return members + 1
+    def extra_dim(self) -> str | None:
+        return "rank"
 
     def terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        apply_nan_policy(self.nan_policy, members=members, truth=truth)
         return {"share": ensemble.rank_shares(members, truth, "uniform")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventTable(MeanStatistic):
+    """Joint frequencies of "k of M members above the threshold" and "truth above it": reliability and ROC in one table.
+
+    The score has 2(M + 1) entries over "cell": k = 0 … M without the event, then with it. As `weights` of k/M and 0/1
+    they give `relent.scores.probability.reliability_curve`, `brier_decomposition`, `roc_curve` and `roc_auc` of all
+    points, exactly. Under "omit" points with any NaN are left out: tables of ensembles of other sizes do not add up.
+    """
+
+    threshold: float
+
+    @property
+    def name(self) -> str:
+        return f"event_table_above_{self.threshold:g}"
+
+    def extra_dim(self) -> str | None:
+        return "cell"
+
+    def terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        apply_nan_policy(self.nan_policy, members=members, truth=truth)
+        cells = torch.arange(2 * (len(members) + 1), device=members.device)
+        cell = (members > self.threshold).sum(0) + (len(members) + 1) * (truth > self.threshold)
+        undefined = members.isnan().any(0) | truth.isnan()
+        return {"share": torch.where(undefined[..., None], torch.nan, (cells == cell[..., None]).to(members.dtype))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +301,8 @@ def evaluate(
         weights: non-negative, over any of the truth's dimensions (`latitude_weights` over "lat"; a mask as 0 and 1).
         keep_dims: dimensions not averaged over; those that the data lack are passed over.
 
-    Returns: a Dataset with one variable a statistic, over the kept dimensions, and "rank" for rank frequencies. Each
-        has the attributes `members` and `nan_policy`.
+    Returns: a Dataset with one variable a statistic, over the kept dimensions, and the statistic's own. Each has
+        the attributes `members` and `nan_policy`.
     Raises:
         ValueError: dimensions or coordinates that do not match, repeated names; and as the scores themselves.
 
@@ -304,7 +324,8 @@ def evaluate(
     members = first.sizes[member_dim]
     scores = {}
     for statistic, totals in zip(statistics, results):
-        shape = kept_dims if statistic.width(members) is None else [*kept_dims, "rank"]
+        extra = statistic.extra_dim()
+        shape = kept_dims if extra is None else [*kept_dims, extra]
         attributes = {"members": members, "nan_policy": statistic.nan_policy}
         scores[statistic.name] = xr.DataArray(statistic.final(totals.means()), coords, shape, attrs=attributes)
     return xr.Dataset(scores)
@@ -313,9 +334,7 @@ def evaluate(
 def _aligned(
     forecast: "xr.DataArray", truth: "xr.DataArray", weights: "xr.DataArray | None", member_dim: str
 ) -> "tuple[xr.DataArray, xr.DataArray, xr.DataArray]":
-    """Forecast (member, …), truth (…) and weights (…) with the same dims in the same order, as dask arrays of equal
-    chunks.
-    """
+    """Forecast (member, …), truth (…) and weights (…) of one order of dims, as dask arrays of equal chunks."""
     import xarray as xr
 
     if member_dim not in forecast.dims or set(forecast.dims) - {member_dim} != set(truth.dims):

@@ -17,8 +17,9 @@ class History(Logger):
     """Writes `step,metric,value` rows.
 
     Args:
-        path: The CSV file; rows after `resume_step` are dropped first, for the resumed run writes them again.
-        resume_step: Optimiser step of the checkpoint that the run resumes from; None: start afresh.
+        path: The CSV file; rows from `resume_step` on are dropped first, for the resumed run writes them again.
+        resume_step: Optimiser steps done at the checkpoint that the run resumes from (the steps 0 to `resume_step` − 1);
+            None: start afresh.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):
@@ -31,7 +32,7 @@ class History(Logger):
 
     def _rows_until(self, step: int) -> list[list[str]]:
         with self.path.open(newline="") as handle:
-            return [row for row in list(csv.reader(handle))[1:] if len(row) == 3 and int(row[0]) <= step]
+            return [row for row in list(csv.reader(handle))[1:] if len(row) == 3 and int(row[0]) < step]
 
     @property
     def name(self) -> str:

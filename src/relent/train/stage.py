@@ -50,6 +50,8 @@ def run_stage(spec: RunSpec, *, threads: int = 1, resume: Path | None = None) ->
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
+    # The batches are resumed by the sampler, which starts at the batch that the checkpoint counts.
+    warnings.filterwarnings("ignore", r".*your dataloader is not resumable.*")
     output = Path(spec.output)
     checkpoints = output / "checkpoints" / spec.plan()
     resume = resume or _last(checkpoints)
@@ -174,9 +176,8 @@ def _trainer(spec: RunSpec, module: Method, checkpoints: Path, clock: _Progress,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulate if module.automatic_optimization else 1,
         gradient_clip_val=(config.gradient_clip or None) if module.automatic_optimization else None,
-        val_check_interval=config.validate_every * config.accumulate or None,
-        check_val_every_n_epoch=None if config.validate_every else 1,
-        limit_val_batches=1.0 if config.validate_every else 0,
+        val_check_interval=min(config.validate_every or config.max_steps, config.max_steps) * config.accumulate,
+        check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=max(1, config.max_steps // 100),
         logger=History(checkpoints / "metrics.csv", resume_step),

@@ -56,6 +56,7 @@ class KnowledgeDistillation(ClassifierMethod):
     """Trains with labels and stored teacher logits; at α = 1 it is cross-entropy."""
 
     config: Config
+    baseline_limit = ("cross_entropy", {"alpha": 1.0})
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config

@@ -26,6 +26,7 @@ class LabelSmoothing(ClassifierMethod):
     """Trains with smoothed labels; at ε = 0 it is cross-entropy, bit for bit."""
 
     config: Config
+    baseline_limit = ("cross_entropy", {"smoothing": 0.0})
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         log_probs = tempered_log_probs(output.logits)

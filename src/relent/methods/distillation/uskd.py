@@ -58,15 +58,14 @@ def zipf_labels(
     Returns:
         Z, (B, C − 1), sums to one, without gradient; columns in the order of the classes without the target.
     """
-    student, weak = tempered_log_probs(student_logits.detach()), tempered_log_probs(weak_logits.detach())
-    target = labels.unsqueeze(-1)
+    student_logits, weak_logits = student_logits.detach(), weak_logits.detach()
     if ranking == "paper":
-        scores = weak.exp() / -torch.expm1(weak.gather(-1, target)) + student.exp() / -torch.expm1(
-            student.gather(-1, target)
-        )
-        scores = non_target_logits(scores, labels)
+        # W_i/(1 − W_y) is the softmax over the non-targets; the quotient itself is 0/0 for a confident student.
+        student, weak = non_target_log_probs(student_logits, labels), non_target_log_probs(weak_logits, labels)
+        scores = weak.exp() + student.exp()
     else:
-        weak = weak.exp()
+        target = labels.unsqueeze(-1)
+        student, weak = tempered_log_probs(student_logits), tempered_log_probs(weak_logits).exp()
         scores = weak / (1 - weak.gather(-1, target) + 1e-6) + student / (1 - student.gather(-1, target) + 1e-6)
     ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) + 1
     weights = ranks.to(student_logits.dtype).reciprocal()
@@ -115,6 +114,7 @@ class USKD(ClassifierMethod):
     """Trains with cross-entropy + USKD; with all weights zero it is cross-entropy. The weak head is for training only."""
 
     config: Config
+    baseline_limit = ("cross_entropy", {"alpha": 0.0, "beta": 0.0, "mu": 0.0})
 
     def setup_method(self) -> None:
         """Add the weak head on the pooled output of the second-last stage."""

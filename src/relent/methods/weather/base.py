@@ -49,7 +49,10 @@ class KLTerms(NamedTuple):
 
 
 ACTIVE_NATS = 0.01
-"""A latent dimension is in use if its KL, averaged over the batch, is larger (Burda et al. 2016 use 0.01 for a variance)."""
+"""A latent dimension is in use if its KL, averaged over the batch, is larger.
+
+Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519) set the same bound on the variance of the posterior mean.
+"""
 
 
 def latent_kl(first: LatentGaussian, second: LatentGaussian, truth: Tensor) -> KLTerms:
@@ -121,9 +124,9 @@ class FixedForecast(ForecastMethod):
 class NetworkForecast(ForecastMethod):
     """A trained forecast network.
 
-    Its `Config` has `rollout_steps` (K) and `rollout_start`: up to that share of the steps K = 1; then the length of the
-    roll-out rises by one at equal intervals until it is K (a curriculum; FuXi's goes from 2 to 12 steps, that of FuXi-ENS
-    is unknown).
+    Its `Config` has `rollout_steps` (K) and `rollout_start`: up to that share of the steps K = 1; then the length of
+    the roll-out rises by one at equal intervals until it is K (a curriculum; FuXi's goes from 2 to 12 steps, that of
+    FuXi-ENS is unknown).
     """
 
     network: ForecastNetwork
@@ -131,7 +134,8 @@ class NetworkForecast(ForecastMethod):
 
     def rollout_length(self, step: int) -> int:
         """Steps of the roll-out at an optimiser step."""
-        longest, start = self.config.rollout_steps, self.config.rollout_start * self.config.max_steps
+        longest: int = self.config.rollout_steps
+        start = self.config.rollout_start * self.config.max_steps
         if longest == 1 or step < start:
             return 1
         share = (step - start) / max(1.0, self.config.max_steps - start)
@@ -173,7 +177,7 @@ class VariationalForecast(NetworkForecast):
         return self.network.decode(states, features, prior.sample(draws), cyclic).flatten(0, 1)
 
     def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
-        """K steps; the members' own states are fed back, Q sees the truth of each step, and gradients go through all."""
+        """K steps: the members' own states are fed back, Q sees each step's truth, gradients go through all steps."""
         frames, weights = batch["frames"], batch["weights"]
         cyclic, n_members = self.cyclic(frames), self.config.members
         states, totals = frames[:, :2], dict[str, Tensor]()
@@ -185,7 +189,7 @@ class VariationalForecast(NetworkForecast):
             posterior = self.network.posterior(states, truth.repeat(repeats, 1, 1, 1), features, cyclic)
             latent = self.training_latents(posterior, prior, n_members if repeats == 1 else 1)
             following = self.network.decode(states, features, latent, cyclic).flatten(0, 1)
-            members = following.unflatten(0, (n_members, len(truth)))
+            members = following.reshape(n_members, *truth.shape)
             for name, value in self.objective(members, truth, posterior, prior, weights).items():
                 totals[name] = totals.get(name, 0) + value / length
             states = torch.stack([states[:, 1].repeat(len(following) // len(states), 1, 1, 1), following], dim=1)
@@ -203,8 +207,10 @@ class VariationalForecast(NetworkForecast):
         return torch.where(from_prior.bool(), both[1], both[0])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Fair CRPS and spread-skill ratio of draws of P, and of Q: Q sees the target, and only the gap between the two is
-        of interest (a prior hole, or a collapsed posterior)."""
+        """Fair CRPS and spread-skill ratio of draws of P, and of Q.
+
+        Q sees the target: only the gap between the two is of interest (a prior hole, or a collapsed posterior).
+        """
         frames, weights, truth = batch["frames"], batch["weights"], batch["frames"][:, 2]
         states, cyclic = frames[:, :2], self.cyclic(frames)
         features = self.network.encode(states, cyclic)

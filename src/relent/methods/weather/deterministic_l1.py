@@ -34,7 +34,7 @@ class DeterministicL1(NetworkForecast):
     config: Config
 
     def setup_method(self) -> None:
-        """Drop prior, posterior and perturbation; encoder and decoder keep the initial weights of the ensemble methods."""
+        """Drop prior, posterior and perturbation; encoder and decoder start as in the ensemble methods."""
         del self.network.prior_head, self.network.posterior_head, self.network.perturbation
 
     def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:

@@ -1,10 +1,11 @@
 """FuXi-ENS: A machine learning model for medium-range ensemble weather forecasting (arXiv 2405.05925).
 
-A conditional variational autoencoder learns the perturbations: at every step a Gaussian is predicted from the state (P),
-and a sample of it perturbs the hidden features. Training adds the CRPS of several members and the KL between P and a
-Gaussian that has also seen the target (Q):
+A conditional variational autoencoder learns the perturbations: at every step a Gaussian is predicted from the state
+(P), and a sample of it perturbs the hidden features. Training adds the CRPS of several members and the KL between P and
+a Gaussian that has also seen the target (Q):
 
-    L = CRPS_α(X̂_1..X̂_M, X^{t+1}) + λ KL(Q ‖ P) / (C H W),   z_m ~ Q(X^{t−1}, X^t, X^{t+1}),   X̂_m = Dec(Enc(X^{t−1}, X^t), z_m)
+    L = CRPS_α(X̂_1..X̂_M, X^{t+1}) + λ KL(Q ‖ P) / (C H W)
+    z_m ~ Q(X^{t−1}, X^t, X^{t+1}),   X̂_m = Dec(Enc(X^{t−1}, X^t), z_m)
 
 The paper names both terms; weights, estimator, direction of the KL and schedule are not public, and are ours here.
 """

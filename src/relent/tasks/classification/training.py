@@ -128,7 +128,7 @@ class Task(TrainingTask):
                 group.create_array("index", data=items.numpy())
 
     def _predict(self, module: Method, items: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [module(self.data.images[part].to(module.device)) for part in items.split(2048)]
+        outputs = [module(self.data.images[part].to(module.device, module.dtype)) for part in items.split(2048)]
         logits = torch.cat([output.logits.float().cpu() for output in outputs])
         return logits, torch.cat([output.features.float().cpu() for output in outputs])
 

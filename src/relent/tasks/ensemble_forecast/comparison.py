@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from relent.compare.results import RunResult
 from relent.data.tiles import read_fields
@@ -36,28 +37,34 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
 
 def _scores_by_lead(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
     tables = {label: [run.tables["by_lead"] for run in runs] for label, runs in groups.items()}
-    figures.by_lead(tables, "crps", "CRPS ({units})").savefig(into / "crps_by_lead.png")
+    look = figures.styles(list(groups))
+    figures.by_lead(tables, "crps", "CRPS ({units})", look).savefig(into / "crps_by_lead.png")
     members = {label: runs[0].settings["members"] for label, runs in groups.items()}
     sizes = ", ".join(f"{label} {size}" for label, size in members.items())
     n_pairs, won = _share_won(groups)
+    cases = ", ".join(f"{row['cases']} at {row['lead_hours']} h" for row in _first_variable(groups))
     captions = {
         "crps_by_lead.png": (
-            "CRPS by variable and lead time, weighted with cos(latitude): fair estimator, absolute error for a single member. "
-            f"Lines: mean over seeds; bands: range of the seeds. Members: {sizes}. {won} (of {n_pairs} pairs of variable and "
-            "lead time). Lead times have 3, 3, 2 and 1 initial times at the most: differences between them are not evidence."
+            "CRPS by variable and lead time, weighted with cos(latitude): fair estimator, absolute error for a single "
+            f"member. Lines: mean over seeds; bands: range of the seeds. Members: {sizes}. Initial times: {cases}. "
+            f"{won} (of {n_pairs} pairs of variable and lead time)."
         )
     }
     ensembles = {label: tables[label] for label, size in members.items() if size > 1}
     if ensembles:
         title = "spread-skill ratio"
-        figures.by_lead(ensembles, "spread_skill_ratio", title, reference=1.0).savefig(
-            into / "spread_skill_by_lead.png"
-        )
+        figure = figures.by_lead(ensembles, "spread_skill_ratio", title, look, reference=1.0)
+        figure.savefig(into / "spread_skill_by_lead.png")
         captions["spread_skill_by_lead.png"] = (
-            "Spread-skill ratio √((M + 1)/M) · spread / RMSE of the ensemble mean: 1 is calibrated, below 1 under-dispersed. "
-            "Single-member forecasts have none."
+            "Spread-skill ratio √((M + 1)/M) · spread / RMSE of the ensemble mean: 1 is calibrated, below 1 "
+            "under-dispersed. Single-member forecasts have none."
         )
     return captions
+
+
+def _first_variable(groups: dict[str, list[RunResult]]) -> list[dict[str, Any]]:
+    rows = next(iter(groups.values()))[0].tables["by_lead"]
+    return [row for row in rows if row["variable"] == rows[0]["variable"]]
 
 
 def _share_won(groups: dict[str, list[RunResult]]) -> tuple[int, str]:
@@ -78,11 +85,11 @@ def _ranks(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
     if not tables:
         return {}
     hours = min(row["lead_hours"] for row in next(iter(tables.values()))[0])
-    figures.rank_histograms(tables, hours).savefig(into / "rank_histograms.png")
+    figures.rank_histograms(tables, figures.styles(list(groups)), hours).savefig(into / "rank_histograms.png")
     return {
         "rank_histograms.png": (
-            f"Rank of the truth among the members at {hours} h, weighted with cos(latitude), over its expectation: flat is "
-            "calibrated, U-shaped under-dispersed. Neighbouring points are not independent. Mean over seeds."
+            f"Rank of the truth among the members at {hours} h, weighted with cos(latitude), over its expectation: "
+            "flat is calibrated, U-shaped under-dispersed. Neighbouring points are not independent. Mean over seeds."
         )
     }
 
@@ -99,7 +106,7 @@ def _maps(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
         name = f"forecast_{variable}.png"
         figures.truth_and_forecasts(forecasts, variable, initial, max(leads)).savefig(into / name)
         captions[name] = (
-            f"{variable} at {forecasts[reference.label].window(initial, max(leads))}: truth, members, means and spread. "
-            f"Seed {reference.seed}. One case, no evidence."
+            f"{variable} at {forecasts[reference.label].window(initial, max(leads))}: truth, members, means and "
+            f"spread. Seed {reference.seed}. One case, no evidence."
         )
     return captions

@@ -50,11 +50,14 @@ class SpreadErrorCorrelation(MeanStatistic):
         error = mean_error(members, truth, 0, self.nan_policy).abs()
         return {"s": deviation, "e": error, "ss": deviation**2, "ee": error**2, "se": deviation * error}
 
-    def final(self, means: Means) -> NDArray:
+    def final(self, means: Means) -> NDArray[Any]:
         covariance = means["se"] - means["s"] * means["e"]
         variances = (means["ss"] - means["s"] ** 2) * (means["ee"] - means["e"] ** 2)
         # An ensemble whose spread is the same everywhere has no correlation: none of its error is foreseen.
-        return np.divide(covariance, np.sqrt(variances), out=np.zeros_like(covariance), where=variances > 0)
+        result: NDArray[Any] = np.divide(
+            covariance, np.sqrt(variances), out=np.zeros_like(covariance), where=variances > 0
+        )
+        return result
 
 
 def statistics(members: int) -> list[MeanStatistic]:
@@ -92,7 +95,7 @@ def _evaluate(data: str, folder: Path, n_leads: int, written: int) -> Evaluation
     return Evaluation(headline(by_lead), {"by_lead": by_lead, "ranks": ranks}, _settings(forecasts))
 
 
-def _score(forecasts: Forecasts, variable: str, lead: int, n_leads: int) -> tuple[Row, NDArray]:
+def _score(forecasts: Forecasts, variable: str, lead: int, n_leads: int) -> tuple[Row, NDArray[Any]]:
     """All scores of one variable at one lead, and the frequencies of its ranks."""
     fields, kinds = forecasts.fields, statistics(forecasts.members)
     weights = latitude_weights(torch.from_numpy(fields.latitude))[:, None]
@@ -170,4 +173,4 @@ def draw(spec: RunSpec, folder: Path, into: Path) -> None:
     figures.spread_skill(evaluation.tables["by_lead"], forecasts.members).savefig(into / "spread_skill.png")
     if evaluation.tables["ranks"]:
         ranks = {spec.method: [evaluation.tables["ranks"]]}
-        figures.rank_histograms(ranks, SHORT_HOURS).savefig(into / "rank_histograms.png")
+        figures.rank_histograms(ranks, figures.styles([spec.method]), SHORT_HOURS).savefig(into / "rank_histograms.png")

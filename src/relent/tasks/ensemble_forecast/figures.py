@@ -1,4 +1,7 @@
-"""Figures of ensemble forecasts: maps, lines by lead time, rank histograms. Colours can be told apart by colour-blind readers."""
+"""Figures of ensemble forecasts: maps, lines by lead time, rank histograms.
+
+Colours can be told apart by colour-blind readers.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,6 @@ class MapScale:
         self.variable, self.latitude, self.longitude = variable, fields.latitude, fields.longitude
         self.limit = float(np.percentile(np.abs(truth), 99.5))
         self.units = display_units(fields.attributes[variable]["units"])
-        self.name = fields.attributes[variable]["long_name"]
 
     def draw(self, axes: Axes, values: np.ndarray, title: str) -> Any:
         """Draw a field; of potential vorticity also ±2 PVU, the dynamical tropopause."""
@@ -84,68 +86,95 @@ class MapScale:
         return image
 
 
-def _colour_bar(figure: Figure, image: Any, axes: Any, label: str) -> None:
-    bar = figure.colorbar(
-        image, ax=axes, pad=0.01, fraction=0.05, aspect=30, extend="both" if image.norm.vmin else "max"
-    )
+def _colour_bar(figure: Figure, image: Any, axes: Sequence[Axes], label: str) -> None:
+    """A horizontal bar under the axes, so that all maps of a figure are equally wide."""
+    extend = "both" if image.norm.vmin else "max"
+    bar = figure.colorbar(image, ax=list(axes), location="bottom", pad=0.02, shrink=0.8, aspect=40, extend=extend)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
 def stamp_map(forecasts: Forecasts, variable: str, initial: int, lead: int, label: str) -> Figure:
-    """Truth, ensemble mean and up to four members; beside them the error of the mean and the spread."""
+    """Truth, ensemble mean and its error; under them members and the spread."""
     members, truth = (value.numpy() for value in forecasts.pair(variable, initial, lead))
-    scale, mean = MapScale(forecasts, variable, truth), members.mean(0)
-    panels = [("truth", truth), ("ensemble mean" if len(members) > 1 else "forecast", mean)]
+    mean = "ensemble mean" if len(members) > 1 else "forecast"
+    panels = [("truth", truth), (mean, members.mean(0))]
     if len(members) > 1:
-        panels += [(f"member {m + 1}", members[m]) for m in range(min(4, len(members)))]
-    n_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11.5, 0.5 + 1.95 * n_rows), dpi=DPI, layout="constrained")
+        panels += [(f"member {m + 1}", members[m]) for m in range(min(5, len(members)))]
+    n_rows = min(3, len(members))
+    figure = Figure(figsize=(11.5, 0.9 + 1.95 * n_rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(n_rows, 3, sharex=True, sharey=True, squeeze=False)
-    for position, (title, values) in enumerate(panels):
-        image = scale.draw(grid[position // 2, position % 2], values, title)
-    _colour_bar(figure, image, list(grid[:, :2].flat), f"{variable} ({scale.units})")
-    error = np.abs(mean - truth)
-    top = float(np.percentile(error, 99))
-    sizes = [(f"|{panels[1][0]} − truth|", error)]
-    if len(members) > 1:
-        sizes.append((f"spread ({len(members)} members)", members.std(0, ddof=1)))
-    for row, (title, values) in enumerate(sizes):
-        image = scale.draw_size(grid[row, 2], values, title, top)
-    _colour_bar(figure, image, list(grid[:, 2]), scale.units)
-    for axes in grid[len(sizes) :, 2]:
-        axes.remove()
-    grid[len(sizes) - 1, 2].tick_params(labelbottom=True)
-    figure.suptitle(f"{label}: {scale.name}, {forecasts.window(initial, lead)}", fontsize=10)
+    places = ([*grid[:, :2].flat, *grid[2:, 2]], list(grid[:2, 2]))
+    bars = (list(grid[-1, :2]), list(grid[-1, 2:]))
+    _draw_panels(figure, MapScale(forecasts, variable, truth), places, (panels, _sizes(members, truth, mean)), bars)
+    figure.suptitle(f"{label}: {_long_name(forecasts, variable)}, {forecasts.window(initial, lead)}", fontsize=10)
     return figure
 
 
 def truth_and_forecasts(runs: Mapping[str, Forecasts], variable: str, initial: int, lead: int) -> Figure:
-    """Truth over the first forecast's mean, spread and one member, and every other method's mean."""
-    first = next(iter(runs.values()))
-    truth = first.pair(variable, initial, lead)[1].numpy()
-    scale = MapScale(first, variable, truth)
-    means = {label: run.pair(variable, initial, lead)[0].numpy() for label, run in runs.items()}
-    lead_label, members = next(iter(means.items()))
+    """Truth, two members of the first method, every method's mean; error of the mean and spread of the first method."""
+    first_label, first = next(iter(runs.items()))
+    members, truth = (value.numpy() for value in first.pair(variable, initial, lead))
     panels = [("truth", truth)]
-    panels += [(f"{lead_label}: member {m + 1}", members[m]) for m in range(min(2, len(members)))]
-    panels += [(label if len(m) == 1 else f"{label}: mean of {len(m)}", m.mean(0)) for label, m in means.items()]
-    n_rows = -(-(len(panels) + 1) // 3)
-    figure = Figure(figsize=(12, 0.6 + 2.05 * n_rows), dpi=DPI, layout="constrained")
-    grid = figure.subplots(n_rows, 3, sharex=True, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for panel, (title, values) in zip(axes, panels):
-        image = scale.draw(panel, values, title)
-    spread_axes = axes[len(panels)]
-    spread = members.std(0, ddof=1) if len(members) > 1 else np.abs(members[0] - truth)
-    title = f"{lead_label}: {'spread' if len(members) > 1 else 'absolute error'}"
-    size = scale.draw_size(spread_axes, spread, title, float(np.percentile(spread, 99)))
-    for unused in axes[len(panels) + 1 :]:
-        unused.remove()
-    _colour_bar(figure, size, spread_axes, scale.units)
-    _colour_bar(figure, image, axes[: len(panels)], f"{variable} ({scale.units})")
-    figure.suptitle(f"{scale.name}, {first.window(initial, lead)}", fontsize=10)
+    panels += [(f"{first_label}: member {m + 1}", members[m]) for m in range(min(2, len(members)))]
+    for label, run in runs.items():
+        ensemble = run.pair(variable, initial, lead)[0].numpy()
+        panels.append((label if len(ensemble) == 1 else f"{label}: mean of {len(ensemble)}", ensemble.mean(0)))
+    sizes = [(f"{first_label}: {title}", values) for title, values in _sizes(members, truth, "mean")]
+    n_rows = -(-(len(panels) + len(sizes)) // 3)
+    figure = Figure(figsize=(12, 0.9 + 2.0 * n_rows), dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(n_rows, 3, sharex=True, sharey=True, squeeze=False).flat)
+    places = (axes[: -len(sizes)], axes[-len(sizes) :])
+    bars = (axes[-3 : -len(sizes)], axes[-len(sizes) :])
+    _draw_panels(figure, MapScale(first, variable, truth), places, (panels, sizes), bars)
+    figure.suptitle(f"{_long_name(first, variable)}, {first.window(initial, lead)}", fontsize=10)
     return figure
+
+
+Panels = list[tuple[str, np.ndarray]]
+
+
+def _long_name(forecasts: Forecasts, variable: str) -> str:
+    return forecasts.fields.attributes[variable]["long_name"]
+
+
+def _sizes(members: np.ndarray, truth: np.ndarray, mean: str) -> Panels:
+    """Absolute error of the mean and, of an ensemble, its spread."""
+    sizes = [(f"|{mean} − truth|", np.abs(members.mean(0) - truth))]
+    if len(members) > 1:
+        sizes.append((f"spread ({len(members)} members)", members.std(0, ddof=1)))
+    return sizes
+
+
+def _draw_panels(
+    figure: Figure,
+    scale: MapScale,
+    places: tuple[list[Axes], list[Axes]],
+    panels: tuple[Panels, Panels],
+    bars: tuple[list[Axes], list[Axes]],
+) -> None:
+    """Draw fields and sizes on their axes, remove the axes that are left, and put a colour bar under each kind.
+
+    Args:
+        figure: The figure.
+        scale: Colours of the fields.
+        places: Axes of the fields and of the sizes.
+        panels: Titles and values of both.
+        bars: Axes under which the colour bars of both stand.
+    """
+    top = float(np.percentile(panels[1][0][1], 99))
+    for axes, (title, values) in zip(places[0], panels[0]):
+        image = scale.draw(axes, values, title)
+    for axes, (title, values) in zip(places[1], panels[1]):
+        size = scale.draw_size(axes, values, title, top)
+    unused = [axes for place, panel in zip(places, panels) for axes in place[len(panel) :]]
+    for axes in unused:
+        axes.remove()
+    for drawn, place, under, label in zip(
+        (size, image), places[::-1], bars[::-1], ("error and spread", scale.variable)
+    ):
+        left = [axes for axes in under if axes not in unused] or [axes for axes in place if axes not in unused]
+        _colour_bar(figure, drawn, left, f"{label} ({scale.units})")
 
 
 # ---------------------------------------------------------------------------------------------------------- lines
@@ -190,17 +219,24 @@ def spread_skill(rows: Rows, members: int) -> Figure:
     return figure
 
 
-def by_lead(tables: Mapping[str, list[Rows]], column: str, title: str, reference: float | None = None) -> Figure:
-    """One column of the scores by lead: the mean over seeds as a line, the seeds' range as a band, one panel a variable.
+def by_lead(
+    tables: Mapping[str, list[Rows]],
+    column: str,
+    title: str,
+    look: Mapping[str, dict[str, str]],
+    reference: float | None = None,
+) -> Figure:
+    """One column of the scores by lead, one panel a variable: the mean over seeds as a line, their range as a band.
 
     Args:
         tables: Method → the `by_lead` table of each seed.
         column: Column to draw.
         title: Label of the vertical axis; `{units}` is filled in.
+        look: Method → colour and marker (`styles`).
         reference: Value of a horizontal line, if any.
     """
     first = next(iter(tables.values()))[0]
-    variables, look = _variables(first), styles(list(tables))
+    variables = _variables(first)
     figure = Figure(figsize=(3.7 * len(variables), 3.7), dpi=DPI, layout="constrained")
     for axes, variable in zip(figure.subplots(1, len(variables), squeeze=False).flat, variables):
         for label, seeds in tables.items():
@@ -220,15 +256,16 @@ def by_lead(tables: Mapping[str, list[Rows]], column: str, title: str, reference
     return figure
 
 
-def rank_histograms(tables: Mapping[str, list[Rows]], hours: int) -> Figure:
+def rank_histograms(tables: Mapping[str, list[Rows]], look: Mapping[str, dict[str, str]], hours: int) -> Figure:
     """Frequency of each rank over its expectation, one row a method, one column a variable; bars are means over seeds.
 
     Args:
         tables: Method → the `ranks` table of each seed.
+        look: Method → colour and marker (`styles`).
         hours: Lead time.
     """
     first = next(iter(tables.values()))[0]
-    variables, look = _variables(first), styles(list(tables))
+    variables = _variables(first)
     size = (3.4 * len(variables), 0.6 + 1.9 * len(tables))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(len(tables), len(variables), squeeze=False, sharey="row")

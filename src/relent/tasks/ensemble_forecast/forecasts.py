@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 import zarr
 from torch import Tensor
+from zarr.codecs import BloscCodec
 
 from relent.data.tiles import Fields
 from relent.errors import DataError
@@ -21,8 +22,8 @@ DIMENSIONS = ("init_time", "lead_time", "member", "latitude", "longitude")
 class ForecastWriter:
     """Writes forecasts under a temporary name; leaving the block without an error renames the store.
 
-    One array a variable, with dimensions `DIMENSIONS`, float32, in the variable's units; one chunk holds all members of one
-    initial time and lead. Pairs that are not written are NaN.
+    One array a variable, with dimensions `DIMENSIONS`, float32, in the variable's units; one chunk holds all members of
+    one initial time and lead. Pairs that are not written are NaN.
 
     Args:
         path: The store.
@@ -74,9 +75,9 @@ class ForecastWriter:
                 chunks=(1, 1, *grid),
                 dtype="float32",
                 fill_value=float("nan"),
-                compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
                 dimension_names=DIMENSIONS,
-                attributes=fields.attributes[name] | {"coordinates": "valid_time"},
+                attributes={**fields.attributes[name], "coordinates": "valid_time"},
             )
         self._group = group
         return group

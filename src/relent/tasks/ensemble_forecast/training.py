@@ -1,4 +1,4 @@
-"""Binds gridded fields and the forecast network to a stage: tiles for training, forecasts of the whole domain after it."""
+"""Binds gridded fields and the forecast network to a stage: tiles for training, then forecasts of the whole domain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from relent.data.tiles import Fields, TileDataset, Windows, read_fields
-from relent.errors import ConfigError
+from relent.errors import ConfigError, nearest
 from relent.methods.base import Method
 from relent.methods.config import MethodConfig
 from relent.models.fuxi_ens import FACTOR, ForecastNetwork
@@ -26,7 +26,7 @@ from relent.train.sampling import StepBatchSampler
 class Options(BaseModel):
     """Settings of data, network and forecasts that a task manifest gives."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tile: int = Field(32, ge=8, le=2048, multiple_of=FACTOR)
     tile_stride: int = Field(1, ge=1)
@@ -41,13 +41,20 @@ class Options(BaseModel):
         """Out of a stage's specification.
 
         Raises:
-            ConfigError: A value is of the wrong type or out of range.
+            ConfigError: An option of model or evaluation is unknown, or a value is of the wrong type or out of range.
         """
+        # What else stands in the data options is for `prepare`, which checks it.
+        tiles = {name: value for name, value in spec.data_options.items() if name in cls.model_fields}
         try:
-            return cls(**spec.data_options, **spec.model_options, **spec.evaluation_options)
+            return cls(**tiles, **spec.model_options, **spec.evaluation_options)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ConfigError(f"{first['msg']}, got {first['input']!r}", key=".".join(map(str, first["loc"]))) from None
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                message = f"unknown option{nearest(name, cls.model_fields)}"
+            else:
+                message = f"{first['msg']}, got {first['input']!r}"
+            raise ConfigError(message, key=f"{spec.task}: {name}") from None
 
 
 class TileDataModule(LightningDataModule):
@@ -117,8 +124,10 @@ class Task(TrainingTask):
         return ForecastNetwork(fields.damping, fields.residual_std, options.width, options.latent_channels)
 
     def write_outputs(self, module: Method, folder: Path) -> None:
-        """`predictions.zarr`: forecasts of the whole domain from every initial time of the test, up to the last lead whose
-        truth is in the test split."""
+        """`predictions.zarr`: forecasts of the whole domain from every initial time of the test.
+
+        A lead is written if its truth is in the test split.
+        """
         fields, options = self.fields, self.options
         cases = fields.cases("test", options.lead_steps)
         with ForecastWriter(folder / "predictions.zarr", fields, [i for i, _ in cases], options.lead_steps) as writer:

@@ -1,0 +1,136 @@
+"""Checks of whole, short trainings: seeds, resume, baseline limit, evaluation.
+
+A method may name its limit as a class attribute, `baseline_limit = ("cross_entropy", {"alpha": 1.0})`: with these
+hyperparameters it must end with the weights of that baseline, bit for bit (weights that the baseline lacks aside).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from relent.contract.result import CheckResult, failed, not_applicable, passed
+from relent.contract.subject import CHECKPOINT_EVERY, DIES_AFTER_BATCH, STEPS, Subject, differing, weights
+from relent.evaluate.run import evaluate_run
+from relent.methods.config import MethodConfig
+from relent.runspec import RunSpec
+from relent.train import stage as training
+from relent.train.stage import load_module, run_stage
+
+
+def check_seeds(subject: Subject) -> list[CheckResult]:
+    """The same seed gives the same bits, another seed other ones."""
+    first, again = (weights(subject.trained(place)) for place in ("first", "again"))
+    wrong = differing(first, again)
+    same = passed("same seed", f"{len(first)} tensors equal, bit for bit")
+    if wrong or not first.keys() == again.keys():
+        same = failed(
+            "same seed",
+            f"two trainings with one seed differ in {wrong[0] if wrong else 'their tensors'}",
+            "draw every random number from torch's global generator inside the step; no numpy, no `random`, no clock",
+        )
+    if subject.method.deterministic or not first:
+        return [same, not_applicable("other seed", "the manifest says that seeds change nothing")]
+    other = weights(subject.trained("other", seed=1))
+    if not differing(first, other):
+        advice = "do not seed inside the method; or set `deterministic: true` in the manifest"
+        return [same, failed("other seed", "seed 1 ends with the weights of seed 0", advice)]
+    return [same, passed("other seed", "seed 1 ends with other weights")]
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run in the middle."""
+
+
+@contextmanager
+def killed_after(batches: int) -> Iterator[None]:
+    """Let every training inside the block die before batch `batches` (counted from zero)."""
+    original = training.build
+
+    def build(spec: RunSpec, start_batch: int = 0) -> Any:
+        built = original(spec, start_batch)
+
+        def die(batch: Any, batch_idx: int) -> None:
+            if batch_idx >= batches:
+                raise Killed
+
+        object.__setattr__(built[0], "on_train_batch_start", die)
+        return built
+
+    with patch.object(training, "build", build):
+        yield
+
+
+def check_resume(subject: Subject) -> CheckResult:
+    """Every stage dies once after its first checkpoint and ends, resumed, with the bits of an uninterrupted run."""
+    expected = weights(subject.trained("first"))
+    trained = False
+    for spec in subject.specs("resumed").values():
+        if spec.hyperparameters["max_steps"]:
+            trained = True
+            if "teacher" in spec.inputs:
+                subject.teacher(Path(spec.inputs["teacher"]).parent.name)
+            try:
+                with killed_after(DIES_AFTER_BATCH * spec.hyperparameters["accumulate"]):
+                    run_stage(spec)
+            except Killed:
+                pass
+        subject.train(spec)
+    if not trained:
+        return not_applicable("resume", "nothing is trained")
+    wrong = differing(expected, weights(Path(spec.output)))
+    if wrong:
+        return failed(
+            "resume",
+            f"a run killed after step {DIES_AFTER_BATCH} and resumed ends with other weights ({wrong[0]})",
+            "keep every state that a step reads in parameters, buffers or the optimiser, so that checkpoints hold it",
+        )
+    detail = f"killed after step {DIES_AFTER_BATCH} of {STEPS}, resumed at {CHECKPOINT_EVERY}: weights equal, bit for bit"
+    return passed("resume", detail)
+
+
+def check_baseline_limit(subject: Subject) -> CheckResult:
+    """With the hyperparameters of its limit the method ends with the baseline's weights."""
+    name = "baseline limit"
+    module, _, class_name = subject.method.implementation.partition(":")
+    limit = getattr(getattr(load_module(module), class_name), "baseline_limit", None)
+    if limit is None:
+        return not_applicable(name, "the class names no baseline_limit")
+    baseline, values = limit
+    if baseline not in subject.catalogue.methods:
+        return failed(name, f"there is no method {baseline!r}", "name a method of the catalogue in baseline_limit")
+    final = list(subject.specs("limit").values())[-1].hyperparameters
+    recipe = {key: final[key] for key in MethodConfig.model_fields}
+    expected = weights(subject.trained("baseline", method=baseline, hyperparameters=recipe))
+    wrong = differing(expected, weights(subject.trained("limit", hyperparameters=values)))
+    settings = ", ".join(f"{key} = {value}" for key, value in values.items())
+    if wrong:
+        return failed(
+            name,
+            f"at {settings} the weights after {STEPS} steps are not those of {baseline} ({wrong[0]})",
+            "check weights and signs of the terms; a term of weight zero must add an exact zero, and no random draw",
+        )
+    return passed(name, f"at {settings} it is {baseline}, bit for bit, after {STEPS} steps")
+
+
+def check_evaluation(subject: Subject) -> CheckResult:
+    """The run's scores are finite and hold the primary metric and those that the method's claims need."""
+    folder = subject.trained("first")
+    inputs = {"data": subject.catalogue.layout.dataset(subject.task.name, subject.scale)}
+    if subject.task.teachers:
+        inputs["teacher"] = subject.teacher(next(iter(subject.task.teachers)))
+    scores = evaluate_run(folder, inputs).scores
+    claimed = {c.metric for c in subject.method.claims if not c.tasks or subject.task.name in c.tasks}
+    missing = sorted(({subject.task.primary_metric} | claimed) - set(scores))
+    if missing:
+        advice = f"let relent.tasks.{subject.task.kind}.evaluation compute it, or claim another metric"
+        return failed("evaluation", f"no score {', '.join(missing)}", advice)
+    infinite = [key for key, value in scores.items() if not math.isfinite(value)]
+    if infinite:
+        return failed("evaluation", f"{infinite[0]} is not finite", "see that the predictions are finite")
+    absent = [key for key in subject.task.metrics if key not in scores]
+    return passed("evaluation", f"{len(scores)} scores, finite" + (f"; without {', '.join(absent)}" if absent else ""))
