@@ -21,7 +21,11 @@ except RelentError as error:
     sys.exit(f"relent: {error}")
 
 
-DATA, TEACHERS, RESULTS = PROJECT.config.data, PROJECT.config.teachers, PROJECT.config.results
+DATA, TEACHERS, RESULTS = (
+    PROJECT.config.data,
+    PROJECT.config.teachers,
+    PROJECT.config.results,
+)
 CATALOGUE = PROJECT.catalogue
 # The folders and plug-ins of this configuration, for every command.
 LAYOUT = " ".join(
@@ -75,4 +79,6 @@ include: "workflow/rules/targets.smk"
 onsuccess:
     from relent.cli import main as relent
 
-    relent(["summary", "--results", RESULTS, *(c.task for c in PROJECT.comparisons)])
+    relent(
+        ["summary", "--results", RESULTS, *(c.task for c in PROJECT.comparisons)]
+    )

@@ -23,7 +23,9 @@ def whole(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RelentError(f"{path.parent}: cannot be made ({error.strerror}); choose a folder that is writable") from None
+        raise RelentError(
+            f"{path.parent}: cannot be made ({error.strerror}); choose a folder that is writable"
+        ) from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     remove(temporary)
     try:

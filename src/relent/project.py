@@ -34,11 +34,13 @@ class Project:
     comparisons: list[Comparison] = field(repr=False)
 
     @classmethod
-    def load(cls, values: Mapping[str, Any] | None = None, file: Path | str = CONFIG, manifests: Path | None = None) -> Project:
+    def load(
+        cls, values: Mapping[str, Any] | None = None, file: Path | str = CONFIG, manifests: Path | None = None
+    ) -> Project:
         """Read and check everything.
 
         Args:
-            values: The effective configuration (Snakemake's `config`, command-line changes included); default: the file.
+            values: The effective configuration (Snakemake's `config`, with command-line changes); default: the file.
             file: The configuration file, for errors.
             manifests: Folder of the manifests; default: the folder of `file`.
 
@@ -153,7 +155,9 @@ class Project:
         for comparison in self.comparisons:
             if comparison.task == task:
                 return comparison
-        raise ConfigError(f"no comparison of task {task!r}; add one to the configuration", file=CONFIG, key="comparisons")
+        raise ConfigError(
+            f"no comparison of task {task!r}; add one to the configuration", file=CONFIG, key="comparisons"
+        )
 
     def labels(self, task: str) -> dict[str, str]:
         """Folder of each run of a comparison → label."""
@@ -172,7 +176,9 @@ class Project:
     def stage_inputs(self, wildcards: Any) -> dict[str, str]:
         """Files that a stage reads: input name → the file that marks the input as whole."""
         marks = {"data": RECEIPT}
-        return {name: f"{folder}/{marks.get(name, 'config.json')}" for name, folder in self.spec(wildcards).inputs.items()}
+        return {
+            name: f"{folder}/{marks.get(name, 'config.json')}" for name, folder in self.spec(wildcards).inputs.items()
+        }
 
     def evaluation_inputs(self, wildcards: Any) -> dict[str, str]:
         """Files that the evaluation of a run reads."""
@@ -214,7 +220,16 @@ class Project:
     def comparison_json(self, task: str) -> str:
         """What decides a comparison's tables and words, apart from its runs."""
         manifest = self.catalogue.tasks[task]
-        keys = {"title", "summary", "notice", "metrics", "primary_metric", "baseline", "tuning_budget", "checkpoint_rule"}
+        keys = {
+            "title",
+            "summary",
+            "notice",
+            "metrics",
+            "primary_metric",
+            "baseline",
+            "tuning_budget",
+            "checkpoint_rule",
+        }
         return _canonical(
             {
                 "task": manifest.model_dump(mode="json", include=keys),

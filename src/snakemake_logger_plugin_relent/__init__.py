@@ -79,10 +79,15 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: logging.LogRecord) -> None:
         """Print what a reader wants to know of an event."""
         event = getattr(record, "event", None)
-        if self.common_settings.dryrun or record.levelno >= logging.WARNING or event in (
-            LogEvent.JOB_ERROR,
-            LogEvent.GROUP_ERROR,
-            LogEvent.ERROR,
+        if (
+            self.common_settings.dryrun
+            or record.levelno >= logging.WARNING
+            or event
+            in (
+                LogEvent.JOB_ERROR,
+                LogEvent.GROUP_ERROR,
+                LogEvent.ERROR,
+            )
         ):
             self._say(self.format(record))
         elif event == LogEvent.RUN_INFO:

@@ -181,6 +181,18 @@ def terms(self, output, batch):
     assert "torch's global generator" in result.advice
 
 
+def test_random_predictions_are_found_although_the_weights_agree(broken):
+    subject = broken("""
+def forward(self, images):
+    output = self.network(images)
+    return output._replace(logits=output.logits + float(np.random.default_rng().uniform()))
+
+def terms(self, output, batch):
+    return {"loss": output.logits.square().mean()}
+""")
+    assert_failed(the(check_seeds(subject), "same seed"), "the predictions")
+
+
 def test_a_method_that_fixes_its_own_seed_is_found(broken):
     subject = broken("""
 def setup_method(self):
@@ -290,6 +302,17 @@ def test_the_command_prints_a_table_and_says_what_to_do(manifests, patterns, bro
     assert "To do:" in printed
     assert "checks failed" in printed
     with pytest.raises(SystemExit) as left:
-        main(["check-method", "cross_entropy", "--manifests", str(manifests), "--data", str(patterns), "--plugin", str(TOY)])
+        main(
+            [
+                "check-method",
+                "cross_entropy",
+                "--manifests",
+                str(manifests),
+                "--data",
+                str(patterns),
+                "--plugin",
+                str(TOY),
+            ]
+        )
     assert left.value.code == 0
     assert "cross_entropy: keeps the contract" in capsys.readouterr().out

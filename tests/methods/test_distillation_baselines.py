@@ -20,7 +20,9 @@ TOY = load_module(str(Path(__file__).resolve().parents[1] / "plugins" / "toy" / 
 
 def plain(student, teacher, labels, alpha, tau):
     """Hinton et al., by torch's own functions: KL of the teacher from the student, labels beside it."""
-    soft = F.kl_div((student / tau).log_softmax(-1), (teacher / tau).log_softmax(-1), reduction="batchmean", log_target=True)
+    soft = F.kl_div(
+        (student / tau).log_softmax(-1), (teacher / tau).log_softmax(-1), reduction="batchmean", log_target=True
+    )
     return alpha * F.cross_entropy(student, labels) + (1 - alpha) * tau**2 * soft
 
 

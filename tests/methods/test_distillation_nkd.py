@@ -62,7 +62,9 @@ def test_at_a_perfect_match_the_entropies_are_left(batch):
     probs = non_target_log_probs(batch.teacher, batch.labels).exp()
     target = batch.teacher.softmax(-1).gather(-1, batch.labels[:, None]).squeeze(-1)
     expected = torch.special.entr(probs).sum(-1) + torch.special.entr(target)
-    torch.testing.assert_close(total(batch.teacher, batch.teacher, batch.labels, 1.0, 1.0), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        total(batch.teacher, batch.teacher, batch.labels, 1.0, 1.0), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_that_match_in_numbers():

@@ -54,7 +54,9 @@ def test_two_classes_are_a_weighted_logistic_loss():
     student, teacher, label = tensor(0.5, -0.5), tensor(1, -1), torch.tensor([1])
     loss = pld_loss(student, teacher, label).item()
     assert loss == pytest.approx(0.1565446305, abs=1e-10)
-    assert loss == pytest.approx((teacher.softmax(-1)[0, 1] * F.softplus(student[0, 0] - student[0, 1])).item(), abs=1e-14)
+    assert loss == pytest.approx(
+        (teacher.softmax(-1)[0, 1] * F.softplus(student[0, 0] - student[0, 1])).item(), abs=1e-14
+    )
 
 
 @few

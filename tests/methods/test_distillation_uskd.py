@@ -24,9 +24,13 @@ def total(*arguments, **options) -> torch.Tensor:
 
 def test_target_part_of_the_worked_example():
     probs = LOGITS.softmax(-1).gather(-1, LABELS[:, None]).squeeze(-1)
-    torch.testing.assert_close(probs, torch.tensor([0.6439142599, 0.4269327007], dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        probs, torch.tensor([0.6439142599, 0.4269327007], dtype=torch.float64), rtol=0, atol=1e-10
+    )
     soft = probs**2 + 1 - (probs**2).mean()
-    torch.testing.assert_close(soft, torch.tensor([1.1161770216, 0.8838229784], dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        soft, torch.tensor([1.1161770216, 0.8838229784], dtype=torch.float64), rtol=0, atol=1e-10
+    )
     assert uskd_loss(LOGITS, WEAK, LABELS)["target"].item() == pytest.approx(0.6217884476, abs=1e-10)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import zarr
-from conftest import write_patterns
 from safetensors.torch import load_file
 
 from relent.contract.subject import differing
@@ -22,6 +21,7 @@ from relent.manifest.catalogue import Catalogue, Run
 from relent.manifest.paths import Layout
 from relent.runspec import RunSpec
 from relent.train.stage import build, run_stage
+from synthetic_patterns import write_patterns
 
 
 def spec_of(catalogue: Catalogue, method: str = "cross_entropy", seed: int = 0) -> RunSpec:
@@ -200,7 +200,9 @@ def test_a_run_in_another_folder_with_other_threads_is_the_same_run(catalogue):
     assert moved.plan() == spec.plan()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"code": "x"}, {"upstream": {"teacher": "x"}}, {"data_options": {"a": 1}}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"code": "x"}, {"upstream": {"teacher": "x"}}, {"data_options": {"a": 1}}]
+)
 def test_what_decides_the_result_decides_the_plan(catalogue, change):
     spec = spec_of(catalogue)
     assert replace(spec, **change).plan() != spec.plan()

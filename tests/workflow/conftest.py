@@ -110,11 +110,19 @@ class SmallProject:
     def environment(self) -> dict[str, str]:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = f"{self.folder / 'bin'}:{BIN}:{os.environ['PATH']}"
-        return {**os.environ, **threads, "PATH": path, "PYTHONPATH": str(self.folder / "src"), "XDG_CACHE_HOME": str(self.folder)}
+        return {
+            **os.environ,
+            **threads,
+            "PATH": path,
+            "PYTHONPATH": str(self.folder / "src"),
+            "XDG_CACHE_HOME": str(self.folder),
+        }
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         command = [str(BIN / "snakemake"), "--cores", "2", "--show-failed-logs", *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
+        )
         if check and done.returncode:
             raise AssertionError(done.stdout[-3000:] + done.stderr[-6000:])
         return done

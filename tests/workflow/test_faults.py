@@ -51,7 +51,17 @@ def test_killed_run_resumes_to_the_same_weights(project, finished):
 def test_job_refuses_another_plan_than_its_own(finished):
     """A source file that was edited while a job waited: the job stops before it writes."""
     done = finished.relent(
-        "train", "patterns", "pld", "--scale", "smoke", "--seed", "7", "--plan", "0123456789abcdef", "--results", "fresh"
+        "train",
+        "patterns",
+        "pld",
+        "--scale",
+        "smoke",
+        "--seed",
+        "7",
+        "--plan",
+        "0123456789abcdef",
+        "--results",
+        "fresh",
     )
     assert done.returncode == 1
     assert "changed after this job was planned" in done.stderr
@@ -91,14 +101,24 @@ WRONG = {
         {"teacher_temperature": -1},
         "greater than 0",
     ),
-    "absurd hyperparameter": (METHOD, ("hyperparameters",), {"smoke": {"learning_rate": 1e6}}, "less than or equal to 10"),
+    "absurd hyperparameter": (
+        METHOD,
+        ("hyperparameters",),
+        {"smoke": {"learning_rate": 1e6}},
+        "less than or equal to 10",
+    ),
     "unknown hyperparameter": (
         METHOD,
         ("hyperparameters",),
         {"smoke": {"teacher_temprature": 1}},
         "unknown hyperparameter 'teacher_temprature' (did you mean 'teacher_temperature'?)",
     ),
-    "input nobody makes": (METHOD, ("stages", "student", "inputs"), ["data", "oracle"], "reads 'oracle', which nobody makes"),
+    "input nobody makes": (
+        METHOD,
+        ("stages", "student", "inputs"),
+        ["data", "oracle"],
+        "reads 'oracle', which nobody makes",
+    ),
     "teacher the task lacks": (METHOD, ("stages", "student", "inputs"), ["data", "teacher:tall"], "no teacher 'tall'"),
     "duplicate name": (METHOD, ("name",), "nkd", "is 'nkd' but the file is pld.yaml"),
     "missing module": (METHOD, ("implementation",), "relent.methods.distillation.pdl:PLD", "does not exist"),
@@ -122,7 +142,7 @@ def wrong(finished, request):
 
 @pytest.mark.parametrize("wrong", WRONG, indirect=True)
 def test_wrong_input_is_one_clear_line(wrong, monkeypatch):
-    project, name, message = wrong
+    project, _, message = wrong
     monkeypatch.setattr(fingerprint, "PACKAGE_ROOT", project.folder / "src")
     with pytest.raises(RelentError) as error:
         Project.load(file=project.folder / CONFIG)
@@ -186,7 +206,8 @@ def test_unwritable_results_folder_is_refused(project):
     (project.folder / "locked").write_text("a file, not a folder")
     done = project.snakemake("--config", "results=locked/results", check=False)
     assert done.returncode != 0
-    assert "relent: " in done.stderr and "Traceback" not in done.stderr
+    assert "relent: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_tracking_server_that_is_away_fails_its_rule_alone(project):

@@ -33,7 +33,7 @@ def test_second_run_does_nothing(finished):
 def test_changed_hyperparameter_reruns_that_method(changing):
     changing.edit(
         "config/methods/distillation/pld.yaml",
-        'hyperparameters: {}}\n  cifar100',
+        "hyperparameters: {}}\n  cifar100",
         "hyperparameters: {teacher_temperature: 2.0}}\n  cifar100",
     )
     jobs = changing.planned()

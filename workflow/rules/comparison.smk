@@ -3,7 +3,11 @@
 
 def comparison_inputs(wildcards):
     folders = PROJECT.labels(wildcards.task)
-    return [f"{folder}/{name}" for folder in folders for name in ("scores.json", "config.json")]
+    return [
+        f"{folder}/{name}"
+        for folder in folders
+        for name in ("scores.json", "config.json")
+    ]
 
 
 def comparison_runs(wildcards):
@@ -21,11 +25,6 @@ rule compare:
             labels={"result": "table of all scores"},
         ),
         json=f"{RESULTS}/{{task}}/comparison.json",
-    params:
-        runs=comparison_runs,
-        settings=lambda w: PROJECT.comparison_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "statistics"),
-        confidence=PROJECT.config.confidence,
     log:
         "logs/compare/{task}.log",
     benchmark:
@@ -34,6 +33,11 @@ rule compare:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "statistics"),
+        confidence=PROJECT.config.confidence,
     shell:
         "relent compare {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
 
@@ -43,12 +47,6 @@ rule claims:
         comparison_inputs,
     output:
         f"{RESULTS}/{{task}}/claims.json",
-    params:
-        runs=comparison_runs,
-        settings=lambda w: PROJECT.comparison_json(w.task),
-        claims=lambda w: PROJECT.claims_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "claims"),
-        confidence=PROJECT.config.confidence,
     log:
         "logs/claims/{task}.log",
     benchmark:
@@ -57,6 +55,12 @@ rule claims:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        claims=lambda w: PROJECT.claims_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "claims"),
+        confidence=PROJECT.config.confidence,
     shell:
         "relent claims {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
 
@@ -72,10 +76,6 @@ rule figures:
             category="{task}",
             labels={"result": "figure: {figure}"},
         ),
-    params:
-        runs=comparison_runs,
-        settings=lambda w: PROJECT.comparison_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "figures"),
     log:
         "logs/figures/{task}.log",
     benchmark:
@@ -84,6 +84,10 @@ rule figures:
     resources:
         mem_mb=2000,
         runtime=10,
+    params:
+        runs=comparison_runs,
+        settings=lambda w: PROJECT.comparison_json(w.task),
+        code=lambda w: PROJECT.comparison_code(w.task, "figures"),
     shell:
         "relent figures {wildcards.task} {params.runs:q} {LAYOUT} > {log:q} 2>&1"
 
@@ -100,9 +104,6 @@ rule page:
             category="{task}",
             labels={"result": "comparison and verdicts"},
         ),
-    params:
-        folder=lambda w, output: str(Path(output[0]).parent),
-        code=lambda w: PROJECT.comparison_code(w.task, "page"),
     log:
         "logs/page/{task}.log",
     benchmark:
@@ -111,5 +112,8 @@ rule page:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        folder=lambda w, output: str(Path(output[0]).parent),
+        code=lambda w: PROJECT.comparison_code(w.task, "page"),
     shell:
         "relent page {params.folder:q} > {log:q} 2>&1"

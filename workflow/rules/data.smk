@@ -9,8 +9,6 @@ rule data:
 rule fetch:
     output:
         receipt=f"{DATA}/sources/{{source}}/receipt.json",
-    params:
-        source=lambda w: PROJECT.source_json(w.source),
     log:
         "logs/fetch/{source}.log",
     benchmark:
@@ -19,18 +17,20 @@ rule fetch:
     resources:
         mem_mb=500,
         runtime=20,
+    params:
+        source=lambda w: PROJECT.source_json(w.source),
     shell:
         "relent fetch {wildcards.source} {LAYOUT} > {log:q} 2>&1"
 
 
 rule prepare:
     input:
-        lambda w: [f"{DATA}/sources/{source}/receipt.json" for source in CATALOGUE.tasks[w.task].sources],
+        lambda w: [
+            f"{DATA}/sources/{source}/receipt.json"
+            for source in CATALOGUE.tasks[w.task].sources
+        ],
     output:
         receipt=f"{DATA}/{{task}}/{{scale}}/receipt.json",
-    params:
-        options=lambda w: PROJECT.data_json(w.task, w.scale),
-        code=lambda w: PROJECT.data_code(w.task),
     log:
         "logs/prepare/{task}/{scale}.log",
     benchmark:
@@ -39,5 +39,8 @@ rule prepare:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        options=lambda w: PROJECT.data_json(w.task, w.scale),
+        code=lambda w: PROJECT.data_code(w.task),
     shell:
         "relent prepare {wildcards.task} --scale {wildcards.scale} {LAYOUT} > {log:q} 2>&1"

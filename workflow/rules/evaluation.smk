@@ -8,13 +8,9 @@ rule evaluate:
         predictions=rules.student.output.predictions,
     output:
         scores=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/scores.json",
-        figures=directory(f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/figures"),
-    params:
-        folder=lambda w, output: str(Path(output.scores).parent),
-        dataset=lambda w, input: str(Path(input.data).parent),
-        teacher=lambda w, input: f"--teacher-outputs {Path(input.teacher).parent}" if "teacher" in input.keys() else "",
-        options=lambda w: PROJECT.evaluation_json(w.task, w.scale),
-        code=lambda w: PROJECT.evaluation_code(w.task),
+        figures=directory(
+            f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/figures"
+        ),
     log:
         "logs/evaluate/{task}/{method}/{variant}/{scale}/seed{seed}.log",
     benchmark:
@@ -23,6 +19,16 @@ rule evaluate:
     resources:
         mem_mb=2000,
         runtime=20,
+    params:
+        folder=lambda w, output: str(Path(output.scores).parent),
+        dataset=lambda w, input: str(Path(input.data).parent),
+        teacher=lambda w, input: (
+            f"--teacher-outputs {Path(input.teacher).parent}"
+            if "teacher" in input.keys()
+            else ""
+        ),
+        options=lambda w: PROJECT.evaluation_json(w.task, w.scale),
+        code=lambda w: PROJECT.evaluation_code(w.task),
     shell:
         "relent evaluate {params.folder:q} --dataset {params.dataset:q} {params.teacher} --threads {threads}"
         " > {log:q} 2>&1"

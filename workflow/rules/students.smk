@@ -8,9 +8,6 @@ rule stage:
         config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/config.json",
         metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/metrics.csv",
         weights=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/stages/{{stage}}/weights.safetensors",
-    params:
-        settings=lambda w: PROJECT.spec(w).settings_json(),
-        plan=lambda w: PROJECT.spec(w).plan(),
     log:
         "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.log",
     benchmark:
@@ -19,6 +16,9 @@ rule stage:
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
         runtime=lambda w: PROJECT.resources(w).runtime,
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
         " --seed {wildcards.seed} --stage {wildcards.stage} --plan {params.plan} --threads {threads} {LAYOUT}"
@@ -32,10 +32,9 @@ rule student:
         config=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/config.json",
         metrics=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/metrics.csv",
         weights=f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/weights.safetensors",
-        predictions=directory(f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/predictions.zarr"),
-    params:
-        settings=lambda w: PROJECT.spec(w).settings_json(),
-        plan=lambda w: PROJECT.spec(w).plan(),
+        predictions=directory(
+            f"{RESULTS}/{{task}}/{{method}}/{{variant}}/{{scale}}/seed{{seed}}/predictions.zarr"
+        ),
     log:
         "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.log",
     benchmark:
@@ -44,6 +43,9 @@ rule student:
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
         runtime=lambda w: PROJECT.resources(w).runtime,
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
         " --seed {wildcards.seed} --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"

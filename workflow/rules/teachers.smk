@@ -9,9 +9,6 @@ rule teacher:
         metrics=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/metrics.csv",
         weights=f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/weights.safetensors",
         outputs=directory(f"{TEACHERS}/{{task}}/{{teacher}}/{{scale}}/outputs.zarr"),
-    params:
-        settings=lambda w: PROJECT.spec(w).settings_json(),
-        plan=lambda w: PROJECT.spec(w).plan(),
     log:
         "logs/teacher/{task}/{teacher}/{scale}.log",
     benchmark:
@@ -20,6 +17,9 @@ rule teacher:
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
         runtime=lambda w: PROJECT.resources(w).runtime,
+    params:
+        settings=lambda w: PROJECT.spec(w).settings_json(),
+        plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} --teacher {wildcards.teacher} --scale {wildcards.scale}"
         " --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"

@@ -19,10 +19,14 @@ def labelled(catalogue: Catalogue, runs: tuple[Path, ...]) -> list[tuple[Path, s
     pairs = []
     for folder in runs:
         if len(folder.parts) < 5 or not folder.name.startswith("seed"):
-            raise click.BadParameter(f"{folder} is no run folder; it looks like results/TASK/METHOD/VARIANT/SCALE/seedN")
+            raise click.BadParameter(
+                f"{folder} is no run folder; it looks like results/TASK/METHOD/VARIANT/SCALE/seedN"
+            )
         task, method, variant, scale = folder.parts[-5:-1]
         find(catalogue, "method", method)
-        pairs.append((folder, catalogue.label(Run(task, method, variant, scale, int(folder.name.removeprefix("seed"))))))
+        pairs.append(
+            (folder, catalogue.label(Run(task, method, variant, scale, int(folder.name.removeprefix("seed")))))
+        )
     return pairs
 
 
@@ -85,8 +89,12 @@ def page_command(folder: Path) -> None:
 
 @click.command("track")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--comparison", "comparisons", multiple=True, type=click.Path(path_type=Path), help="results/TASK; may be repeated.")
-@click.option("--uri", envvar="RELENT_TRACKING_URI", required=True, help="MLflow tracking address [$RELENT_TRACKING_URI].")
+@click.option(
+    "--comparison", "comparisons", multiple=True, type=click.Path(path_type=Path), help="results/TASK; may be repeated."
+)
+@click.option(
+    "--uri", envvar="RELENT_TRACKING_URI", required=True, help="MLflow tracking address [$RELENT_TRACKING_URI]."
+)
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of artifacts beside a SQLite store.")
 @click.option("--receipt", default="results/tracking.json", show_default=True, type=click.Path(path_type=Path))
 def track_command(

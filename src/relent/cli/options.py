@@ -21,7 +21,9 @@ def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
     What is not given is taken from `config/config.yaml`, where there is one.
     """
 
-    @click.option("--manifests", type=click.Path(file_okay=False, path_type=Path), help="Folder of the manifests [config].")
+    @click.option(
+        "--manifests", type=click.Path(file_okay=False, path_type=Path), help="Folder of the manifests [config]."
+    )
     @click.option("--plugin", "plugins", multiple=True, help="Folder with methods of your own; may be repeated.")
     @click.option("--data", help="Folder of prepared data [data].")
     @click.option("--teachers", help="Folder of teachers [teachers].")
@@ -44,7 +46,9 @@ def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         folder = manifests or CONFIG.parent
         if not folder.is_dir():
-            raise click.UsageError(f"there is no folder {str(folder)!r}; run this in the project's folder or give --manifests")
+            raise click.UsageError(
+                f"there is no folder {str(folder)!r}; run this in the project's folder or give --manifests"
+            )
         catalogue = Catalogue.load(folder, plugins or written.get("plugins", []), layout)
         return command(*args, catalogue=catalogue, **kwargs)
 

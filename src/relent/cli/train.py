@@ -23,7 +23,9 @@ from relent.runspec import RunSpec
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the run.")
 @click.option("--stage", help="Stage of the method [its last].")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@click.option("--resume", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Checkpoint to resume from.")
+@click.option(
+    "--resume", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Checkpoint to resume from."
+)
 @click.option("--plan", help="Plan that this job was made for; another code or configuration is refused.")
 @catalogue_options
 def train_command(
@@ -76,8 +78,8 @@ def check_plan(spec: RunSpec, plan: str | None) -> None:
     """
     if plan is not None and plan != spec.plan():
         raise PlanError(
-            f"{spec.output}: code or configuration changed after this job was planned (plan {plan}, now {spec.plan()}); "
-            "nothing was written; start the workflow again to run everything with the new version"
+            f"{spec.output}: code or configuration changed after this job was planned (plan {plan}, now {spec.plan()});"
+            " nothing was written; start the workflow again to run everything with the new version"
         )
 
 

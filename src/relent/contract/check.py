@@ -50,5 +50,9 @@ def _run(name: str, check: Callable[[], CheckResult | list[CheckResult]]) -> lis
         found = check()
     except Exception as error:
         first = str(error).strip().split("\n")[0]
-        return [failed(name, f"{type(error).__name__}: {first}", "run `relent train` on the method to see where it is raised")]
+        return [
+            failed(
+                name, f"{type(error).__name__}: {first}", "run `relent train` on the method to see where it is raised"
+            )
+        ]
     return found if isinstance(found, list) else [found]

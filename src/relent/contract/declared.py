@@ -22,7 +22,8 @@ def check_manifest(subject: Subject) -> CheckResult:
     undocumented = [
         name
         for name, field in config.model_fields.items()
-        if not field.description or not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("source"))
+        if not field.description
+        or not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("source"))
     ]
     if undocumented:
         return failed(

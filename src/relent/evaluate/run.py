@@ -58,7 +58,9 @@ def evaluate_run(folder: Path, inputs: dict[str, str] | None = None) -> Evaluati
     evaluation: Evaluation = module.evaluate(spec, folder)
     wrong = [name for name, value in evaluation.scores.items() if not math.isfinite(value)]
     if wrong:
-        raise DataError(f"{folder}: the score {wrong[0]!r} is not finite; the run diverged or its predictions are broken")
+        raise DataError(
+            f"{folder}: the score {wrong[0]!r} is not finite; the run diverged or its predictions are broken"
+        )
     with whole(folder / "figures") as figures:
         figures.mkdir()
         module.draw(spec, folder, figures)

@@ -17,16 +17,17 @@ def catalogue_facts(catalogue: Catalogue, findings: Findings, family: str = "", 
     Args:
         catalogue: All manifests.
         findings: What was measured.
-        family: Only methods of this family.
+        family: Only methods of this family and the tasks that they fit.
         task: Only this task and the methods that fit it.
     """
-    tasks = [t for t in catalogue.tasks.values() if not task or t.name == task]
     methods = [
         m
         for members in catalogue.families().values()
         for m in map(catalogue.methods.__getitem__, members)
         if (not family or m.family == family) and (not task or catalogue.tasks[task].kind in m.tasks)
     ]
+    kinds = {kind for method in methods for kind in method.tasks}
+    tasks = [t for t in catalogue.tasks.values() if (t.name == task if task else t.kind in kinds or not family)]
     return {
         "methods": [_in_short(method, findings) for method in methods],
         "tasks": [_task_in_short(catalogue, t) for t in tasks],

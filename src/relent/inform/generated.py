@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from relent.inform.methods_index import methods_page
 from relent.inform.reference import configuration_page, schemas
 from relent.manifest.catalogue import Catalogue
+
+EXAMPLE_PAGE = "docs/adding_a_method.md"
+_INCLUDED = re.compile(r"(<!-- file: (?P<path>\S+) -->\n```(?P<language>\w+)\n).*?(```\n)", flags=re.DOTALL)
 
 
 def generated(root: Path) -> dict[str, str]:
@@ -20,7 +24,18 @@ def generated(root: Path) -> dict[str, str]:
         **schemas(),
         "docs/configuration.md": configuration_page(),
         "docs/methods.md": methods_page(catalogue),
+        EXAMPLE_PAGE: with_files(root, (root / EXAMPLE_PAGE).read_text(encoding="utf-8")),
     }
+
+
+def with_files(root: Path, page: str) -> str:
+    """A page whose code blocks under `<!-- file: PATH -->` hold the files that they name."""
+
+    def included(block: re.Match[str]) -> str:
+        text = (root / block["path"]).read_text(encoding="utf-8").rstrip("\n")
+        return f"{block.group(1)}{text}\n{block.group(4)}"
+
+    return _INCLUDED.sub(included, page)
 
 
 def out_of_date(root: Path, files: dict[str, str]) -> list[str]:

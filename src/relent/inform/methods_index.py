@@ -10,6 +10,7 @@ from relent.inform.findings import Findings
 from relent.inform.hyperparameters import recipe
 from relent.inform.markdown import code, table
 from relent.inform.pages import (
+    allowed_in_words,
     changes_in_words,
     paper_in_short,
     recipe_cells,
@@ -120,10 +121,9 @@ def _variant(facts: Facts, variant: Facts) -> tuple[str, str, str]:
 
 
 def _hyperparameter(facts: Facts) -> tuple[str, str, str, str, str, str]:
-    allowed = ", ".join(filter(None, [facts["type"], facts["bounds"]]))
     default = code(value_in_words(facts["default"]))
     changes = changes_in_words(facts["changes"])
-    return code(facts["name"]), default, changes, allowed, facts["description"], facts["source"]
+    return code(facts["name"]), default, changes, allowed_in_words(facts), facts["description"], facts["source"]
 
 
 def _own_recipe(facts: Facts) -> list[str]:

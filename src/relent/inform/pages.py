@@ -106,10 +106,10 @@ def _hyperparameters(page: Page, facts: Facts) -> None:
     if facts["hyperparameters"]:
         page.heading("hyperparameters of its own")
         rows = [
-            (h["name"], value_in_words(h["default"]), changes_in_words(h["changes"]), h["description"], h["source"])
+            (h["name"], value_in_words(h["default"]), changes_in_words(h["changes"]), *_told(h))
             for h in facts["hyperparameters"]
         ]
-        page.table(("name", "default", "changed to", "what it is", "source of the default"), rows)
+        page.table(("name", "default", "changed to", "allowed", "what it is", "source of the default"), rows)
     for task, rows in facts["recipes"].items():
         page.heading(f"recipe on {task}, shared by all its methods")
         page.table(*recipe_cells(rows))
@@ -120,6 +120,15 @@ def recipe_cells(rows: Sequence[Facts]) -> tuple[tuple[str, ...], list[tuple[str
     scales = [key for key in rows[0] if key not in ("name", "description")] if rows else []
     cells = [(row["name"], *(value_in_words(row[scale]) for scale in scales), row["description"]) for row in rows]
     return ("setting", *scales, "what it is"), cells
+
+
+def _told(hyperparameter: Facts) -> tuple[str, str, str]:
+    return allowed_in_words(hyperparameter), hyperparameter["description"], hyperparameter["source"]
+
+
+def allowed_in_words(hyperparameter: Facts) -> str:
+    """Type and bounds: `number, > 0, ≤ 100`."""
+    return ", ".join(filter(None, [hyperparameter["type"], hyperparameter["bounds"]]))
 
 
 def _differences(page: Page, differences: Sequence[Facts]) -> None:
@@ -259,10 +268,11 @@ def doctor_page(examination: Examination, page: Page | None = None) -> None:
     page.heading("verdict")
     if not examination.sound:
         page.paragraph("The main job cannot run before what is broken is mended.")
-    elif any(finding.severity == "missing" for finding in examination.findings):
-        page.paragraph("The main job can run: `make run`, or `snakemake`. It makes the missing data by itself.")
     else:
-        page.paragraph("Nothing is missing. The main job: `make run`, or `snakemake`.")
+        data = examination.facts["data"]
+        missing = "missing" in (*data["sources"].values(), *data["datasets"].values())
+        alone = " It gets the missing data by itself, and needs a network for that." if missing else ""
+        page.paragraph(f"The main job can run: `make run`, or `snakemake`.{alone}")
 
 
 def _machine(facts: Facts) -> list[tuple[str, str]]:

@@ -57,6 +57,8 @@ class Page:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table without box art; columns that are empty in all rows are left out."""
+        if not rows:
+            return
         kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
         names, cells = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
         width = sum(max(map(cell_len, column)) + 2 for column in zip(names, *cells))

@@ -6,7 +6,7 @@ The Snakefile asks this module for its whole target list in one call; it imports
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,7 +51,7 @@ class Catalogue:
     tasks: dict[str, Task]
     methods: dict[str, Method]
     documents: dict[str, Document]
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
     @classmethod
     def load(cls, folder: Path | str, plugins: Iterable[str] = (), layout: Layout | None = None) -> Catalogue:
@@ -170,7 +170,13 @@ class Catalogue:
     # ------------------------------------------------------------------------------------------ specifications
 
     def _hyperparameters(
-        self, task: Task, settings: TaskScale, method: Method, variant: str, scale: str, training: Mapping[str, Any] = {}
+        self,
+        task: Task,
+        settings: TaskScale,
+        method: Method,
+        variant: str,
+        scale: str,
+        training: Mapping[str, Any] = {},
     ) -> dict[str, Any]:
         task_file, method_file = str(self.document(task).path), str(self.document(method).path)
         return hyperparameters.resolve(
@@ -320,7 +326,9 @@ class Catalogue:
             self.scale_of(task, config.scale)
             chosen = self._choose(document, task, request.methods, ("comparisons", position, "methods"))
             if only_methods:
-                chosen = [c for m in only_methods for c in self._choose(document, task, [m], ("methods",), strict=False)]
+                chosen = [
+                    c for m in only_methods for c in self._choose(document, task, [m], ("methods",), strict=False)
+                ]
             if config.family:
                 chosen = [c for c in chosen if self.methods[c[0]].family == config.family]
             seeds = request.seeds or config.seeds
@@ -335,7 +343,9 @@ class Catalogue:
             if runs:
                 found.append(Comparison(request.task, str(config.scale), runs))
         if not found:
-            raise document.error("nothing is left to run: no comparison has such a task, method or family", "comparisons")
+            raise document.error(
+                "nothing is left to run: no comparison has such a task, method or family", "comparisons"
+            )
         return found
 
     def families(self) -> dict[str, list[str]]:
@@ -363,16 +373,16 @@ class Catalogue:
                 if not strict:
                     continue
                 raise document.error(
-                    f"method {head!r} is for {', '.join(method.tasks)} tasks, {task.name!r} is {task.kind}", *key, position
+                    f"method {head!r} is for {', '.join(method.tasks)} tasks, {task.name!r} is {task.kind}",
+                    *key,
+                    position,
                 )
             self._known(document, [tail] if tail else [], method.variants, f"variant of {head!r}", *key, position)
             chosen.append((head, tail or method.default_variant))
         return chosen
 
     @staticmethod
-    def _known(
-        document: Document, names: Iterable[str], known: Mapping[str, Any], what: str, *key: str | int
-    ) -> None:
+    def _known(document: Document, names: Iterable[str], known: Mapping[str, Any], what: str, *key: str | int) -> None:
         for name in names:
             if name not in known:
                 raise document.error(f"no {what} {name!r}{nearest(name, known)}", *key)

@@ -39,7 +39,7 @@ class ComparisonRequest(Strict):
     task: Name = Field(description="Name of a task manifest in `config/tasks/`.")
     methods: list[str] = Field(
         min_length=1,
-        description="Methods: `name`, `name:variant`, or `family:name` for a whole family of methods that fit the task.",
+        description="Methods: `name`, `name:variant`, or `family:name` for all of a family that fit the task.",
     )
     seeds: list[int] | None = Field(None, description="Seeds of this comparison; default: the top-level `seeds`.")
 
@@ -296,7 +296,9 @@ class Method(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Method:
         if self.default_variant not in self.variants:
-            raise ValueError(f"default_variant {self.default_variant!r} is not among the variants {list(self.variants)}")
+            raise ValueError(
+                f"default_variant {self.default_variant!r} is not among the variants {list(self.variants)}"
+            )
         earlier: list[str] = []
         for stage, settings in self.stages.items():
             for name in settings.inputs:

@@ -17,7 +17,7 @@ from relent.tasks.base import TrainingTask
 class Method(LightningModule):
     """A method bound to a task.
 
-    Subclasses give `training_step`; a subclass with parameters of its own (heads, latents) builds them in `setup_method`.
+    Subclasses give `training_step`; one with parameters of its own (heads, latents) builds them in `setup_method`.
 
     Args:
         spec: The stage of the run.

@@ -37,7 +37,11 @@ class MethodConfig(BaseModel):
     momentum: float = hyperparameter(0.9, "Momentum of SGD, beta1 of AdamW.", source="the task's recipe", ge=0, lt=1)
     beta2: float = hyperparameter(0.999, "beta2 of AdamW.", source="the task's recipe", gt=0, lt=1)
     warmup_steps: int = hyperparameter(0, "Steps of linear warm-up.", source="the task's recipe", ge=0)
-    schedule: Literal["cosine", "constant"] = hyperparameter("cosine", "Decay after warm-up.", source="the task's recipe")
-    gradient_clip: float = hyperparameter(0.0, "Largest gradient norm; 0: no clipping.", source="the task's recipe", ge=0)
+    schedule: Literal["cosine", "constant"] = hyperparameter(
+        "cosine", "Decay after warm-up.", source="the task's recipe"
+    )
+    gradient_clip: float = hyperparameter(
+        0.0, "Largest gradient norm; 0: no clipping.", source="the task's recipe", ge=0
+    )
     validate_every: int = hyperparameter(0, "Steps between validations; 0: at the end only.", source="ours", ge=0)
     checkpoint_every: int = hyperparameter(100, "Steps between checkpoints.", source="ours", ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class MLP(nn.Module):
     def __init__(self, size: int, hidden: list[int], classes: int):
         super().__init__()
         widths = [size * size, *hidden]
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:])])
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> ClassifierOutput:

@@ -18,7 +18,7 @@ class History(Logger):
 
     Args:
         path: The CSV file; rows from `resume_step` on are dropped first, for the resumed run writes them again.
-        resume_step: Optimiser steps done at the checkpoint that the run resumes from (the steps 0 to `resume_step` − 1);
+        resume_step: Optimiser steps done at the checkpoint that the run resumes from (steps 0 to `resume_step` − 1);
             None: start afresh.
     """
 

@@ -55,7 +55,7 @@ def run_stage(spec: RunSpec, *, threads: int = 1, resume: Path | None = None) ->
     output = Path(spec.output)
     checkpoints = output / "checkpoints" / spec.plan()
     resume = resume or _last(checkpoints)
-    progress = _progress(resume, spec) if resume else {"batches": 0, "step": 0, "seconds": 0.0}
+    progress: dict[str, Any] = _progress(resume, spec) if resume else {"batches": 0, "step": 0, "seconds": 0.0}
     if resume:
         LOG.info("resuming %s from %s at step %d", spec.output, resume, progress["step"])
 
@@ -78,7 +78,9 @@ def build(spec: RunSpec, start_batch: int = 0) -> tuple[Method, Any, TrainingTas
     task: TrainingTask = task_class(spec)
     method_class = getattr(implementation, class_name)
     if not issubclass(method_class, LightningModule):
-        raise ConfigError(f"{class_name} is no LightningModule; derive it from relent.methods.base.Method", file=module_name)
+        raise ConfigError(
+            f"{class_name} is no LightningModule; derive it from relent.methods.base.Method", file=module_name
+        )
     config: MethodConfig = implementation.Config(**spec.hyperparameters)
     torch.manual_seed(derive_seed("weights", spec.seed, spec.role))
     module: Method = method_class(spec, config, task)
@@ -150,7 +152,9 @@ def _progress(path: Path, spec: RunSpec) -> dict[str, Any]:
         ) from None
     if progress["plan"] != spec.plan():
         other, own = progress["hyperparameters"], spec.hyperparameters
-        differing = [f"{k}: {other.get(k)} there, {own.get(k)} here" for k in sorted(own | other) if other.get(k) != own.get(k)]
+        differing = [
+            f"{k}: {other.get(k)} there, {own.get(k)} here" for k in sorted(own | other) if other.get(k) != own.get(k)
+        ]
         why = "; ".join(differing) or "its code, task or data settings differ"
         raise CheckpointError(f"{path}: comes from another configuration ({why}); resume with the one that wrote it")
     return progress

@@ -4,8 +4,8 @@ Ba, Caruana, "Do Deep Nets Really Need to be Deep?", arXiv 1312.6184, equation 1
 
     L = α·CE(y, s) + (1 − α)·½·Σ_i (s_i − t_i)², mean over the batch.
 
-A method is three things: a `Config` with what it adds to the task's recipe, a pure function that is the paper's formula,
-and a class that binds the two to the batch. `toy.yaml` beside this file tells who it is and what it claims.
+A method is three things: a `Config` with what it adds to the task's recipe, a pure function that is the paper's
+formula, and a class that binds the two to the batch. `toy.yaml` beside this file tells who it is and what it claims.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cross-entropy with the labels: the baseline without a teacher.
 
-    L = −log softmax(s)_y, mean over the batch.
+L = −log softmax(s)_y, mean over the batch.
 """
 
 from __future__ import annotations

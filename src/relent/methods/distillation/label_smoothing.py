@@ -30,7 +30,5 @@ class LabelSmoothing(ClassifierMethod):
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         log_probs = tempered_log_probs(output.logits)
-        loss = label_cross_entropy(
-            batch["label"], log_probs, label_smoothing=self.config.smoothing, reduction="mean"
-        )
+        loss = label_cross_entropy(batch["label"], log_probs, label_smoothing=self.config.smoothing, reduction="mean")
         return {"smoothed_cross_entropy": loss}

@@ -74,8 +74,6 @@ class NKD(ClassifierMethod):
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["label"]
-        parts = nkd_loss(
-            output.logits, batch["teacher_logits"], labels, self.config.temperature, self.config.gamma
-        )
+        parts = nkd_loss(output.logits, batch["teacher_logits"], labels, self.config.temperature, self.config.gamma)
         labelled = label_cross_entropy(labels, tempered_log_probs(output.logits), reduction="mean")
         return {"cross_entropy": labelled} | {name: part.mean() for name, part in parts.items()}

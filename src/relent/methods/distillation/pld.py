@@ -30,7 +30,11 @@ class Config(MethodConfig):
     """Hyperparameters of PLD."""
 
     teacher_temperature: float = hyperparameter(
-        1.0, "τ_T, of the teacher's softmax that weights the choices.", source="paper, ImageNet; 4 on CIFAR-100", gt=0, le=100
+        1.0,
+        "τ_T, of the teacher's softmax that weights the choices.",
+        source="paper, ImageNet; 4 on CIFAR-100",
+        gt=0,
+        le=100,
     )
     weights: Literal["teacher", "uniform"] = hyperparameter(
         "teacher",

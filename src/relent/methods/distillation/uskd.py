@@ -37,8 +37,12 @@ class Config(MethodConfig):
     """Hyperparameters of USKD."""
 
     alpha: float = hyperparameter(1.0, "α, weight of the target part.", source="official code, ImageNet", ge=0, le=100)
-    beta: float = hyperparameter(0.1, "β, weight of the non-target part.", source="official code, ImageNet", ge=0, le=100)
-    mu: float = hyperparameter(0.005, "μ, weight of the weak head's loss.", source="official code, ImageNet", ge=0, le=100)
+    beta: float = hyperparameter(
+        0.1, "β, weight of the non-target part.", source="official code, ImageNet", ge=0, le=100
+    )
+    mu: float = hyperparameter(
+        0.005, "μ, weight of the weak head's loss.", source="official code, ImageNet", ge=0, le=100
+    )
     ranking: Literal["paper", "code"] = hyperparameter(
         "paper", "How classes are ranked: the paper's formula, or what the official code computes.", source="paper"
     )
@@ -111,7 +115,7 @@ def uskd_loss(
 
 
 class USKD(ClassifierMethod):
-    """Trains with cross-entropy + USKD; with all weights zero it is cross-entropy. The weak head is for training only."""
+    """Trains with cross-entropy + USKD; with all weights zero it is cross-entropy. The weak head only trains."""
 
     config: Config
     baseline_limit = ("cross_entropy", {"alpha": 0.0, "beta": 0.0, "mu": 0.0})
@@ -128,4 +132,7 @@ class USKD(ClassifierMethod):
         parts = uskd_loss(
             output.logits, self.weak_head(output.mid), labels, config.alpha, config.beta, config.mu, config.ranking
         )
-        return {"cross_entropy": label_cross_entropy(labels, tempered_log_probs(output.logits), reduction="mean"), **parts}
+        return {
+            "cross_entropy": label_cross_entropy(labels, tempered_log_probs(output.logits), reduction="mean"),
+            **parts,
+        }

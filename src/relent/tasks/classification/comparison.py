@@ -47,7 +47,7 @@ def _scores(grouped: dict[str, list[RunResult]], path: Path) -> str:
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     labels = list(grouped)
     for axis, (metric, title) in zip(axes, panels.items()):
-        for row, (label, runs) in enumerate(grouped.items()):
+        for row, runs in enumerate(grouped.values()):
             values = [run.scores[metric] for run in runs if metric in run.scores]
             axis.plot(values, [row] * len(values), "o", color=COLOURS[row % len(COLOURS)], alpha=0.55, ms=5)
             if values:
@@ -88,7 +88,9 @@ def _reliability(grouped: dict[str, list[RunResult]], path: Path) -> str:
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-    return "Reliability of the most probable class, all seeds together: below the diagonal a classifier is overconfident."
+    return (
+        "Reliability of the most probable class, all seeds together: below the diagonal a classifier is overconfident."
+    )
 
 
 def _classes(grouped: dict[str, list[RunResult]], path: Path) -> str:

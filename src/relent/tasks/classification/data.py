@@ -49,7 +49,9 @@ def read_array(group: zarr.Group, name: str, place: Path) -> NDArray[Any]:
         array = group[name]
         assert isinstance(array, zarr.Array)
         if array.nchunks_initialized != array.nchunks and array.fill_value is not None and not _may_be_empty(array):
-            raise DataError(f"{place}/{name}: {array.nchunks - array.nchunks_initialized} chunks are missing; make it again")
+            raise DataError(
+                f"{place}/{name}: {array.nchunks - array.nchunks_initialized} chunks are missing; make it again"
+            )
         values = np.asarray(array[...])
     except KeyError:
         raise DataError(f"{place}: has no array {name!r}; make it again") from None
@@ -74,14 +76,16 @@ def read_data(folder: Path | str) -> ClassificationData:
     place = Path(folder) / "dataset.zarr"
     receipt = check_receipt(folder)
     group = zarr.open_group(place, mode="r")
-    attributes = dict(group.attrs)
+    attributes: dict[str, Any] = dict(group.attrs)
     raw = read_array(group, "images", place)
     labels = read_array(group, "labels", place)
     split = read_array(group, "split", place)
-    classes = list(attributes["classes"])  # type: ignore[arg-type]
+    classes = list(attributes["classes"])
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(f"{place}/labels: reach from {labels.min()} to {labels.max()}, but there are {len(classes)} classes")
-    splits = list(attributes["splits"])  # type: ignore[arg-type]
+        raise DataError(
+            f"{place}/labels: reach from {labels.min()} to {labels.max()}, but there are {len(classes)} classes"
+        )
+    splits = list(attributes["splits"])
     student = raw[split == splits.index("student")].astype(np.float32)
     images = torch.from_numpy((raw.astype(np.float32) - student.mean()) / student.std()).unsqueeze(1)
     return ClassificationData(
@@ -91,7 +95,7 @@ def read_data(folder: Path | str) -> ClassificationData:
         read_array(group, "source", place),
         classes,
         splits,
-        list(attributes["sources"]),  # type: ignore[arg-type]
+        list(attributes["sources"]),
         receipt["checksum"],
         receipt["counts"],
     )
@@ -110,12 +114,13 @@ def read_teacher(folder: Path | str, data: ClassificationData) -> dict[str, Tens
     if not place.is_dir():
         raise DataError(f"{place}: does not exist; train the teacher first")
     group = zarr.open_group(place, mode="r")
-    classes = list(group.attrs["classes"])  # type: ignore[call-overload]
+    attributes: dict[str, Any] = dict(group.attrs)
+    classes = list(attributes["classes"])
     if classes != data.classes:
         raise DataError(
-            f"{place}: the teacher knows {len(classes)} classes ({', '.join(map(str, classes[:4]))} …), the student's task "
-            f"has {len(data.classes)} ({', '.join(data.classes[:4])} …); train a teacher on the same classes"
+            f"{place}: the teacher knows {len(classes)} classes ({', '.join(map(str, classes[:4]))} …), the student's"
+            f" task has {len(data.classes)} ({', '.join(data.classes[:4])} …); train a teacher on the same classes"
         )
-    if group.attrs["data_checksum"] != data.checksum:
+    if attributes["data_checksum"] != data.checksum:
         raise DataError(f"{place}: was made from another data set; train the teacher again")
     return {name: torch.from_numpy(read_array(group, name, place)) for name in ("logits", "features")}

@@ -128,7 +128,8 @@ class Task(TrainingTask):
                 group.create_array("index", data=items.numpy())
 
     def _predict(self, module: Method, items: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [module(self.data.images[part].to(module.device, module.dtype)) for part in items.split(2048)]
+        reference = next(module.parameters())
+        outputs = [module(self.data.images[part].to(reference)) for part in torch.split(items, 2048)]
         logits = torch.cat([output.logits.float().cpu() for output in outputs])
         return logits, torch.cat([output.features.float().cpu() for output in outputs])
 
