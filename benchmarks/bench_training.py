@@ -28,11 +28,11 @@ STEP = "a training step"
 TEACHER = "an epoch with a teacher"
 # name: (group, what it is). Ratios are within a group, to its first member.
 CONTENDERS = {
+    "loop, all duties": (STEP, "hand-written loop that logs, validates and saves as often as our job does"),
+    "relent": (STEP, "our training job as the workflow runs it"),
     "loop": (STEP, "hand-written loop: batches, loss, AdamW, cosine schedule; nothing else"),
     "loop, relent's loss": (STEP, "the same loop with our loss functions"),
     "relent, lean": (STEP, "our training job; validation and checkpoint once, at the end"),
-    "loop, all duties": (STEP, "hand-written loop that logs, validates and saves as often as our job does"),
-    "relent": (STEP, "our training job as the workflow runs it"),
     "stored logits": (TEACHER, "our training job: the teacher's logits are read"),
     "teacher each step": (TEACHER, "the same, but the teacher runs on every batch"),
 }

@@ -12,8 +12,8 @@ from typing import Any
 class RunSpec:
     """One stage of one run.
 
-    `settings` and `code` decide the result; paths and `execution` do not, so that a results tree can be copied
-    elsewhere and a run on more threads is the same run.
+    `settings` and `code` decide the result; paths, threads and the kind of device do not, so that a results tree can be
+    copied elsewhere and a run on more threads is the same run. Precision and the number of processes do.
     """
 
     task: str
@@ -49,7 +49,9 @@ class RunSpec:
         """Everything that decides the result, apart from the code."""
         place = ("execution", "inputs", "output", "code")
         return {key: value for key, value in asdict(self).items() if key not in place} | {
-            "implementation": self.implementation.rsplit("/", 1)[-1]
+            "implementation": self.implementation.rsplit("/", 1)[-1],
+            "precision": self.execution["precision"],
+            "processes": self.execution["devices"] * self.execution["nodes"],
         }
 
     def settings_json(self) -> str:

@@ -67,6 +67,7 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         self.jobs: dict[int, tuple[str, dict[str, Any]]] = {}
         self.starts: dict[int, float] = {}
+        self.silent: set[int] = set()
         self.total, self.done, self.runs, self.runs_done = 0, 0, 0, 0
         self.estimate: Estimate | None = None
 
@@ -103,14 +104,15 @@ class LogHandler(LogHandlerBase):
         jobs = {rule: int(count) for rule, count in stats.items() if rule != "total"}
         self.total, self.runs = sum(jobs.values()), jobs.get(RUN_RULE, 0)
         self.estimate = Estimate(jobs)
-        listed = ", ".join(f"{count} {rule}" for rule, count in jobs.items() if rule != "all")
+        listed = ", ".join(f"{count} {rule}" for rule, count in jobs.items() if rule.isidentifier() and rule != "all")
         self._say(f"{self.total} jobs, {self.runs} of them training runs: {listed}")
 
     def _start(self, record: Any) -> None:
         wildcards = dict(record.wildcards or {})
         self.jobs[record.jobid] = (record.rule_name, wildcards)
+        self.silent |= set() if record.output else {record.jobid}
         self.starts[record.jobid] = time.monotonic()
-        if record.rule_name != "all":
+        if record.output:
             self._say(f"{'':9s} start  {describe(record.rule_name, wildcards)}")
 
     def _finish(self, job: int) -> None:
@@ -122,7 +124,7 @@ class LogHandler(LogHandlerBase):
         if self.estimate is not None:
             self.estimate.finish(rule, seconds)
             left = self.estimate.remaining()
-        if rule == "all":
+        if job in self.silent:
             return
         parts = [f"done   {describe(rule, wildcards)} ({spoken(seconds)})"]
         parts += [f"run {self.runs_done} of {self.runs}"] if rule == RUN_RULE else []

@@ -1,6 +1,8 @@
 """`relent doctor`: what it finds on machines that lack something, and that it ends with how to get it."""
 
+import importlib.util
 import json
+import runpy
 import shutil
 import socket
 import sqlite3
@@ -125,10 +127,18 @@ def test_a_gpu_beside_a_cpu_build_of_torch(bare, monkeypatch):
     assert "there is a GPU, but torch is built for the CPU alone" not in remedies(examine(), "missing")
 
 
-def test_the_cuda_version_is_that_of_torch():
-    import torch
+def test_a_scale_that_asks_for_gpus_on_a_machine_without(bare):
+    what = "the configuration asks for GPUs, and there is neither one here nor SLURM"
+    assert what not in remedies(examine(), "missing")
+    configure(bare, scale="cluster")
+    assert what in remedies(examine(), "missing")
+    tool(bare / "bin", "sbatch", "echo slurm-wlm 22.05.8")
+    assert what not in remedies(examine(), "missing")
 
-    assert machine.torch_cuda() == torch.version.cuda
+
+def test_the_cuda_version_is_that_of_torch():
+    spec = importlib.util.find_spec("torch")
+    assert machine.torch_cuda() == runpy.run_path(str(Path(spec.origin).parent / "version.py"))["cuda"]
 
 
 def test_a_missing_package_is_broken(project, monkeypatch):

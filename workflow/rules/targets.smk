@@ -1,4 +1,4 @@
-# Names that a user may ask for: every task (its comparison) and every family (all runs of its methods).
+# Names that a user may ask for: every task (its comparison), every family (all runs of its methods), every run's folder.
 
 for _task in [comparison.task for comparison in PROJECT.comparisons]:
 
@@ -19,3 +19,13 @@ for _family in CATALOGUE.families():
             input:
                 PROJECT.family_targets(_family),
             localrule: True
+
+
+for _folder in [PROJECT.run_folder(run) for run in PROJECT.runs()]:
+
+    rule:
+        name:
+            _folder
+        input:
+            f"{_folder}/scores.json",
+        localrule: True

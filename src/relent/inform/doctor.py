@@ -78,13 +78,16 @@ def _hardware(found: Examination, project: Project | None) -> None:
     facts = found.facts["hardware"] = machine.hardware(Path())
     if facts["disk_free_gib"] < SMALL_DISK_GIB:
         found.add("note", f"only {facts['disk_free_gib']} GiB of disk are free", "the laptop scale wants about 1 GiB")
-    if project is None or facts["memory_available_gib"] is None:
+    if project is None:
         return
-    runs = project.runs()
-    wanted = max(project.catalogue.resources(r.task, r.method, r.scale).mem_mb for r in runs) / 1024
-    if facts["memory_available_gib"] < wanted:
-        free = facts["memory_available_gib"]
+    asked = [project.catalogue.resources(run.task, run.method, run.scale) for run in project.runs()]
+    wanted, free = max(resources.mem_mb for resources in asked) / 1024, facts["memory_available_gib"]
+    if free is not None and free < wanted:
         found.add("note", f"{free} GiB of memory are free, a run asks for {wanted:.1f}", "close other programs")
+    elsewhere = found.facts["gpus"] or found.facts["slurm"]["commands"]["sbatch"]
+    if any(resources.gpus for resources in asked) and not elsewhere:
+        remedy = "go to a machine with one, or set `scale: laptop` in the configuration"
+        found.add("missing", "the configuration asks for GPUs, and there is neither one here nor SLURM", remedy)
 
 
 def _software(found: Examination) -> None:

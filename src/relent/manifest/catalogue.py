@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,13 @@ class Catalogue:
             raise document.error(f"there is no package relent.tasks.{task.kind}", "kind")
         if module_file(task.data_module) is None:
             raise document.error(f"module {task.data_module!r} does not exist", "data_module")
+        options = import_module(f"relent.tasks.{task.kind}.options").Options
+        for scale, settings in task.scales.items():
+            parts = {"data": settings.data, "model": settings.model, "evaluation": settings.evaluation}
+            parse(options, document, parts, at=("scales", scale.value))
+            for name, teacher in task.teachers.items():
+                if scale in teacher.model:
+                    parse(options, document, {"model": teacher.model[scale]}, at=("teachers", name, scale.value))
         for position, source in enumerate(task.sources):
             if source not in self.sources:
                 raise document.error(f"no source {source!r}{nearest(source, self.sources)}", "sources", position)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 def hyperparameter(default: Any, description: str, *, source: str = "", **bounds: Any) -> Any:
@@ -45,3 +45,9 @@ class MethodConfig(BaseModel):
     )
     validate_every: int = hyperparameter(0, "Steps between validations; 0: at the end only.", source="ours", ge=0)
     checkpoint_every: int = hyperparameter(100, "Steps between checkpoints.", source="ours", ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> MethodConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        return self

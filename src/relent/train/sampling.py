@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Sampler
+
+from relent.methods.config import MethodConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -39,6 +45,21 @@ class StepBatchSampler(Sampler[list[int]]):
         self.n_items, self.batch_size, self.n_batches = n_items, min(batch_size, n_items), n_batches
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
         self.per_epoch = n_items // self.batch_size
+
+    @classmethod
+    def of_run(
+        cls, n_items: int, config: MethodConfig, seed: int, start: int, trainer: Trainer | None
+    ) -> StepBatchSampler:
+        """The sampler of a run: micro-batches as its configuration says, this process's share as its trainer says."""
+        return cls(
+            n_items,
+            config.batch_size // config.accumulate,
+            config.max_steps * config.accumulate,
+            seed,
+            start,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
 
     def __len__(self) -> int:
         return self.n_batches

@@ -69,16 +69,7 @@ class ClassificationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, a function of (seed, batch)."""
         items = Items(self.data, self.data.items(self.split), self.teacher)
-        trainer = self.trainer
-        sampler = StepBatchSampler(
-            len(items),
-            self.config.batch_size // self.config.accumulate or 1,
-            self.config.max_steps * self.config.accumulate,
-            self.seed,
-            self.start_batch,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
+        sampler = StepBatchSampler.of_run(len(items), self.config, self.seed, self.start_batch, self.trainer)
         return DataLoader(items, batch_sampler=sampler, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Batch]:

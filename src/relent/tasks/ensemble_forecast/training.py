@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from relent.data.tiles import Fields, TileDataset, Windows, read_fields
-from relent.errors import ConfigError, nearest
+from relent.errors import ConfigError
 from relent.methods.base import Method
 from relent.methods.config import MethodConfig
 from relent.models.fuxi_ens import FACTOR, ForecastNetwork
@@ -20,41 +19,8 @@ from relent.runspec import RunSpec
 from relent.scores.spatial import latitude_weights
 from relent.tasks.base import TrainingTask
 from relent.tasks.ensemble_forecast.forecasts import ForecastWriter
+from relent.tasks.ensemble_forecast.options import DataOptions, Options
 from relent.train.sampling import StepBatchSampler
-
-
-class Options(BaseModel):
-    """Settings of data, network and forecasts that a task manifest gives."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tile: int = Field(32, ge=8, le=2048, multiple_of=FACTOR)
-    tile_stride: int = Field(1, ge=1)
-    width: int = Field(16, ge=4, le=4096)
-    latent_channels: int = Field(4, ge=1, le=1024)
-    members: int = Field(20, ge=2, le=1000)
-    lead_steps: int = Field(4, ge=1, le=1000)
-    keep_bits: int = Field(12, ge=1, le=23)
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> Options:
-        """Out of a stage's specification.
-
-        Raises:
-            ConfigError: An option of model or evaluation is unknown, or a value is of the wrong type or out of range.
-        """
-        # What else stands in the data options is for `prepare`, which checks it.
-        tiles = {name: value for name, value in spec.data_options.items() if name in cls.model_fields}
-        try:
-            return cls(**tiles, **spec.model_options, **spec.evaluation_options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                message = f"unknown option{nearest(name, cls.model_fields)}"
-            else:
-                message = f"{first['msg']}, got {first['input']!r}"
-            raise ConfigError(message, key=f"{spec.task}: {name}") from None
 
 
 class TileDataModule(LightningDataModule):
@@ -68,7 +34,7 @@ class TileDataModule(LightningDataModule):
         start_batch: Batches seen before a resume.
     """
 
-    def __init__(self, fields: Fields, options: Options, config: MethodConfig, seed: int, start_batch: int):
+    def __init__(self, fields: Fields, options: DataOptions, config: MethodConfig, seed: int, start_batch: int):
         super().__init__()
         self.fields, self.options, self.config = fields, options, config
         self.seed, self.start_batch = seed, start_batch
@@ -86,16 +52,7 @@ class TileDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Tiles at every position of the grid, in an order that is a function of (seed, batch)."""
         items = self.tiles("train", getattr(self.config, "rollout_steps", 1), self.options.tile_stride)
-        trainer = self.trainer
-        sampler = StepBatchSampler(
-            len(items),
-            self.config.batch_size // self.config.accumulate or 1,
-            self.config.max_steps * self.config.accumulate,
-            self.seed,
-            self.start_batch,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
+        sampler = StepBatchSampler.of_run(len(items), self.config, self.seed, self.start_batch, self.trainer)
         return DataLoader(items, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -108,7 +65,7 @@ class Task(TrainingTask):
 
     def __init__(self, spec: RunSpec):
         super().__init__(spec)
-        self.options = Options.of(spec)
+        self.options = Options(data=spec.data_options, model=spec.model_options, evaluation=spec.evaluation_options)
         self.fields = read_fields(spec.inputs["data"])
         if len(self.fields.longitude) % FACTOR:
             raise ConfigError(
@@ -117,10 +74,10 @@ class Task(TrainingTask):
             )
 
     def datamodule(self, config: MethodConfig, start_batch: int) -> TileDataModule:
-        return TileDataModule(self.fields, self.options, config, self.spec.seed, start_batch)
+        return TileDataModule(self.fields, self.options.data, config, self.spec.seed, start_batch)
 
     def network(self) -> nn.Module:
-        fields, options = self.fields, self.options
+        fields, options = self.fields, self.options.model
         return ForecastNetwork(fields.damping, fields.residual_std, options.width, options.latent_channels)
 
     def write_outputs(self, module: Method, folder: Path) -> None:
@@ -128,7 +85,7 @@ class Task(TrainingTask):
 
         A lead is written if its truth is in the test split.
         """
-        fields, options = self.fields, self.options
+        fields, options = self.fields, self.options.evaluation
         cases = fields.cases("test", options.lead_steps)
         with ForecastWriter(folder / "predictions.zarr", fields, [i for i, _ in cases], options.lead_steps) as writer:
             for initial, leads in cases:
