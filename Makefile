@@ -21,7 +21,7 @@ $(VENV)/.developer: $(VENV)/.installed
 	@touch $@
 
 run: setup
-	snakemake
+	RELENT_SUMMARY_LATER=1 snakemake
 	@snakemake --report results/report.zip --quiet all >/dev/null 2>&1 && echo "  results/report.zip (the report of the whole workflow, to send to a colleague)"
 	@relent summary
 

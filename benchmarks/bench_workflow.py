@@ -246,13 +246,12 @@ def shares(folder: Path, seconds: float, cores: int) -> Row:
 
 
 def orchestration(folder: Path, small: bool, rounds: int) -> list[Row]:
-    """The main job at smoke scale in a copy; sources are fetched before, for a download is no orchestration."""
+    """The main job at smoke scale, one seed, in a copy; sources are fetched before: a download is no orchestration."""
     cores = len(os.sched_getaffinity(0))
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     if small:
         config["comparisons"] = [{"task": "images", "methods": ["cross_entropy", "knowledge_distillation"]}]
-        config["seeds"] = [0]
-    config["scale"] = "smoke"
+    config |= {"scale": "smoke", "seeds": [0]}
     tasks = [yaml.safe_load((ROOT / f"config/tasks/{c['task']}.yaml").read_text()) for c in config["comparisons"]]
     fetched = folder / "fetched"
     fetch_sources(fetched, [source for task in tasks for source in task["sources"]])
@@ -337,7 +336,7 @@ def main() -> None:
             write_rows("clone", rows, options.small, len(os.sched_getaffinity(0)))
         else:
             rows = start_of_a_job(folder / "job", rounds) + planning(folder / "plan", rounds)
-            rows += orchestration(folder / "main", options.small, min(rounds, 3))
+            rows += orchestration(folder / "main", options.small, min(rounds, 2))
             write_rows("workflow", rows, options.small)
     print_rows(rows, columns)
 

@@ -95,8 +95,8 @@ BENCHMARKS = {
         "bench_training.py",
         "A training job",
         "Knowledge distillation on images at laptop scale, from the first batch to the last. The hand-written loops "
-        "start from the same weights and see the same batches; one logs, validates and saves as our job does, the others "
-        "train and do nothing else. Ratios are to the first row of a table, taken within a round. *Weights* is "
+        "start from the same weights and see the same batches; one logs, validates and saves as our job does, the rest "
+        "do nothing but train. Ratios are to the first row of a table, taken within a round. *Weights* is "
         "the largest difference of any end weight to the first row: all contenders do the same work.",
         {
             "variant": "what",
@@ -273,9 +273,33 @@ def section(name: str) -> list[str]:
     return lines
 
 
+# (benchmark, row, key, sentence): what the page begins with.
+HEADLINES = [
+    ("clone", "whole", "seconds", "{} s from a clone to the report (laptop scale, both comparisons, three seeds)"),
+    ("workflow", "its start-up", "seconds", "{} s to start one training job"),
+    ("workflow", "snakemake -n, synthetic catalogue", "seconds", "{} s for `snakemake -n` over 50 methods × 5 seeds"),
+    ("workflow", "smoke scale, 1 core", "overhead_seconds_per_job", "{} s of orchestration a job, on one core"),
+    ("clone", "laptop scale, 2 cores", "overhead_share", "{} of the main job's core seconds had no job"),
+    ("training", "relent", "cpu_seconds_ratio", "{} × the CPU time of a hand-written loop with the same duties"),
+    ("training", "teacher each step", "cpu_seconds_ratio", "{} × the CPU time if the teacher ran on every batch"),
+]
+
+
+def headlines() -> list[str]:
+    """The figures that are asked for most, as a list; those that were not measured are left out."""
+    lines = []
+    for name, contender, key, sentence in HEADLINES:
+        path = results_path(name, small=False)
+        rows = read_rows(path) if path.is_file() else []
+        found = next((row[key] for row in rows if row["contender"] == contender and key in row), None)
+        if found is not None:
+            lines.append(f"- {sentence.format(shown(key, found))}")
+    return ["In short:", "", *lines, ""] if lines else []
+
+
 def page() -> str:
     """The whole page."""
-    lines = [line for name in BENCHMARKS for line in section(name)]
+    lines = [*headlines(), *(line for name in BENCHMARKS for line in section(name))]
     return WORDS + "\n" + "\n".join(lines).rstrip() + "\n"
 
 

@@ -50,8 +50,8 @@ class RunSpec:
         place = ("execution", "inputs", "output", "code")
         return {key: value for key, value in asdict(self).items() if key not in place} | {
             "implementation": self.implementation.rsplit("/", 1)[-1],
-            "precision": self.execution["precision"],
-            "processes": self.execution["devices"] * self.execution["nodes"],
+            "precision": self.execution.get("precision", "32-true"),
+            "processes": self.execution.get("devices", 1) * self.execution.get("nodes", 1),
         }
 
     def settings_json(self) -> str:

@@ -196,8 +196,14 @@ def test_students_of_one_seed_start_alike_and_see_the_same_batches(taught):
 
 def test_a_run_in_another_folder_with_other_threads_is_the_same_run(catalogue):
     spec = spec_of(catalogue)
-    moved = replace(spec, output=f"{spec.output}-moved", execution=spec.execution | {"devices": 2})
+    moved = replace(spec, output=f"{spec.output}-moved", execution=spec.execution | {"accelerator": "gpu"})
     assert moved.plan() == spec.plan()
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16-mixed"}, {"devices": 2}, {"nodes": 2}])
+def test_precision_and_number_of_processes_decide_the_plan(catalogue, change):
+    spec = spec_of(catalogue)
+    assert replace(spec, execution=spec.execution | change).plan() != spec.plan()
 
 
 @pytest.mark.parametrize(

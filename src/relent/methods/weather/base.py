@@ -41,6 +41,11 @@ def row_weighted_mean(values: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return cells.sum() / known.sum().clamp(min=1)
 
 
+def filled(truth: Tensor) -> Tensor:
+    """Targets as Q sees them: unknown (NaN) cells have no anomaly. The choice is ours."""
+    return truth.nan_to_num(nan=0.0)
+
+
 class KLTerms(NamedTuple):
     """KL of a latent map. `per_value`: nats for each forecast value; `active`: share of latent dimensions in use."""
 
@@ -186,7 +191,7 @@ class VariationalForecast(NetworkForecast):
             repeats = len(states) // len(truth)
             features = self.network.encode(states, cyclic)
             prior = self.network.prior(features, cyclic)
-            posterior = self.network.posterior(states, truth.repeat(repeats, 1, 1, 1), features, cyclic)
+            posterior = self.network.posterior(states, filled(truth).repeat(repeats, 1, 1, 1), features, cyclic)
             latent = self.training_latents(posterior, prior, n_members if repeats == 1 else 1)
             following = self.network.decode(states, features, latent, cyclic).flatten(0, 1)
             members = following.reshape(n_members, *truth.shape)
@@ -215,7 +220,7 @@ class VariationalForecast(NetworkForecast):
         states, cyclic = frames[:, :2], self.cyclic(frames)
         features = self.network.encode(states, cyclic)
         prior = self.network.prior(features, cyclic)
-        posterior = self.network.posterior(states, truth, features, cyclic)
+        posterior = self.network.posterior(states, filled(truth), features, cyclic)
         terms = {"active_units": latent_kl(posterior, prior, truth).active}
         for name, gaussian in (("prior", prior), ("posterior", posterior)):
             members = self.network.decode(states, features, gaussian.sample(max(2, self.config.members)), cyclic)
