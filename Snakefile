@@ -13,6 +13,9 @@ from relent.project import Project
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 try:
     PROJECT = Project.load(config, manifests=Path(workflow.basedir) / "config")
     if workflow.is_main_process:
@@ -81,4 +84,6 @@ onsuccess:
 
     pages = [job for job in workflow.dag.jobs if job.rule.name == "page"]
     if pages and "RELENT_SUMMARY_LATER" not in os.environ:
-        relent(["summary", "--results", RESULTS, *(p.wildcards.task for p in pages)])
+        relent(
+            ["summary", "--results", RESULTS, *(p.wildcards.task for p in pages)]
+        )

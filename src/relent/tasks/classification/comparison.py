@@ -12,6 +12,10 @@ from relent.compare.results import RunResult
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 
 
+FEWEST = 10
+"""Items that a bin of the reliability figure must have, over all seeds."""
+
+
 def by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Runs grouped by label, in the order of the comparison."""
     grouped: dict[str, list[RunResult]] = {}
@@ -74,7 +78,7 @@ def _reliability(grouped: dict[str, list[RunResult]], path: Path) -> str:
         confidence = np.bincount(edges, counts * [row["confidence"] for row in rows], 15)
         accuracy = np.bincount(edges, counts * [row["accuracy"] for row in rows], 15)
         total = np.bincount(edges, counts, 15)
-        kept = total > 0
+        kept = total >= FEWEST  # a bin of a few items says nothing
         axis.plot(
             confidence[kept] / total[kept],
             accuracy[kept] / total[kept],
@@ -89,7 +93,8 @@ def _reliability(grouped: dict[str, list[RunResult]], path: Path) -> str:
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     return (
-        "Reliability of the most probable class, all seeds together: below the diagonal a classifier is overconfident."
+        "Reliability of the most probable class, all seeds together: below the diagonal a classifier is overconfident. "
+        f"Bins of fewer than {FEWEST} images are left out."
     )
 
 
