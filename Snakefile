@@ -2,9 +2,10 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+
+from snakemake.settings.types import DeploymentMethod
 
 from relent.errors import RelentError
 from relent.project import Project
@@ -30,21 +31,24 @@ DATA, TEACHERS, RESULTS = (
     PROJECT.config.results,
 )
 CATALOGUE = PROJECT.catalogue
-# The folders and plug-ins of this configuration, for every command.
-LAYOUT = " ".join(
-    f"--{name} {shlex.quote(str(value))}"
-    for name, value in [
-        ("manifests", Path(workflow.basedir) / "config"),
-        ("data", DATA),
-        ("teachers", TEACHERS),
-        ("results", RESULTS),
-        *(("plugin", plugin) for plugin in PROJECT.config.plugins),
-    ]
+
+# What every command is told: folders and plug-ins, and where `relent` itself is found.
+SETTINGS = {
+    "RELENT_MANIFESTS": Path(workflow.basedir) / "config",
+    "RELENT_PLUGINS": os.pathsep.join(PROJECT.config.plugins),
+    "RELENT_DATA": DATA,
+    "RELENT_TEACHERS": TEACHERS,
+    "RELENT_RESULTS": RESULTS,
+}
+if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+    SETTINGS["PYTHONPATH"] = Path(workflow.basedir) / "src"
+    FIND = 'relent() { python -m relent "$@"; }; '
+else:
+    FIND = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+shell.prefix(
+    "".join(f"export {k}={shlex.quote(str(v))}; " for k, v in SETTINGS.items()) + FIND
 )
-
-
-# Jobs find the commands of the environment that Snakemake itself runs in.
-shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+PROJECT.tell_tracking_address()
 
 
 wildcard_constraints:

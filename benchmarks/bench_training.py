@@ -222,7 +222,7 @@ def measure(folder: Path, small: bool, rounds: int, threads: int) -> list[Row]:
         row["cpu_ms_per_step"] = 1e3 * row["cpu_seconds"] / steps[group]
         if group == TEACHER:
             row["cpu_seconds_per_epoch"] = row["cpu_seconds"] / steps[group] * stored["epoch_steps"]
-        row["weight_difference"] = weight_difference(folder, name, first)
+        row["weight_difference"] = weight_difference(folder, name, "loop, relent's loss" if group == STEP else first)
         rows.append(row)
     note = "once: the teacher's pass over all items of the data set, and writing it"
     costs = {key: stored[key] for key in ("seconds", "cpu_seconds")}

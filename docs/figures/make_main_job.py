@@ -1,6 +1,6 @@
 """Draws docs/images/main_job.png, the README's figure, from the finished main job.
 
-    python docs/figures/make_main_job.py [results]
+python docs/figures/make_main_job.py [results]
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def rank(axis: Axes, comparison: dict[str, Any]) -> None:
         if row["low"] is not None:
             axis.plot([row["low"], row["high"]], [height, height], color=colour, lw=2)
         axis.plot(row["mean"], height, "o", color=colour, ms=6)
-        axis.plot(list(row["values"].values()), [height - 0.22] * len(row["values"]), ".", color=colour, ms=4, alpha=0.6)
+        axis.plot(
+            list(row["values"].values()), [height - 0.22] * len(row["values"]), ".", color=colour, ms=4, alpha=0.6
+        )
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
     arrow = "higher is better" if metric["direction"] == "higher" else "lower is better"
     axis.set_title(comparison["task"], fontsize=11, loc="left")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -158,6 +159,14 @@ class Project:
         raise ConfigError(
             f"no comparison of task {task!r}; add one to the configuration", file=CONFIG, key="comparisons"
         )
+
+    def comparison_inputs(self, task: str) -> list[str]:
+        """Files of the runs that a comparison reads."""
+        return [f"{folder}/{name}" for folder in self.labels(task) for name in ("scores.json", "config.json")]
+
+    def tell_tracking_address(self) -> None:
+        """Put the tracking address, which may hold a password, where `relent track` finds it: no command line has it."""
+        os.environ["RELENT_TRACKING_URI"] = self.config.tracking.uri
 
     def labels(self, task: str) -> dict[str, str]:
         """Folder of each run of a comparison → label."""

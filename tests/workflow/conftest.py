@@ -81,6 +81,7 @@ class SmallProject:
         self.folder = folder
         shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copytree(ROOT / "workflow", folder / "workflow")
+        shutil.copytree(ROOT / "envs", folder / "envs")
         shutil.copytree(ROOT / "config" / "methods" / "distillation", folder / "config" / "methods" / "distillation")
         shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
         (folder / "src" / "relent" / "data" / "patterns.py").write_text(GENERATOR)

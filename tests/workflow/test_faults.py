@@ -166,7 +166,7 @@ def test_snakemake_prints_that_line_before_any_job(wrong):
 
 def test_broken_data_is_found_before_any_job(project):
     project.config(methods=["cross_entropy"], seeds=[0])
-    project.snakemake("--quiet", "all", "data")
+    project.snakemake("data", "--quiet", "all")
     chunks = sorted((project.folder / "data/patterns/smoke/dataset.zarr/images/c").rglob("0"))
     kept = chunks[0].read_bytes()
     chunks[0].write_bytes(kept[:100])
@@ -181,7 +181,7 @@ def test_broken_data_is_found_before_any_job(project):
 
 def test_teacher_with_other_classes_is_refused(project):
     project.config(methods=["knowledge_distillation"], seeds=[0])
-    project.snakemake("--quiet", "all", "teachers/patterns/wide/smoke/config.json")
+    project.snakemake("teachers/patterns/wide/smoke/config.json", "--quiet", "all")
     outputs = project.folder / "teachers/patterns/wide/smoke/outputs.zarr/zarr.json"
     outputs.write_text(outputs.read_text().replace('"d"', '"d", "e"'))
     done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
@@ -194,7 +194,7 @@ def test_nan_in_a_teachers_output_is_refused(project):
     import zarr
 
     project.config(methods=["knowledge_distillation"], seeds=[0])
-    project.snakemake("--quiet", "all", "teachers/patterns/wide/smoke/config.json")
+    project.snakemake("teachers/patterns/wide/smoke/config.json", "--quiet", "all")
     logits = zarr.open_group(project.folder / "teachers/patterns/wide/smoke/outputs.zarr", mode="a")["logits"]
     logits[3, 1] = float("nan")
     done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")

@@ -1,22 +1,9 @@
 # Comparison: runs → table, verdicts, figures, page. All steps of one task share the same runs.
 
 
-def comparison_inputs(wildcards):
-    folders = PROJECT.labels(wildcards.task)
-    return [
-        f"{folder}/{name}"
-        for folder in folders
-        for name in ("scores.json", "config.json")
-    ]
-
-
-def comparison_runs(wildcards):
-    return list(PROJECT.labels(wildcards.task))
-
-
 rule compare:
     input:
-        comparison_inputs,
+        lambda w: PROJECT.comparison_inputs(w.task),
     output:
         table=report(
             f"{RESULTS}/{{task}}/comparison.csv",
@@ -29,45 +16,49 @@ rule compare:
         "logs/compare/{task}.log",
     benchmark:
         "logs/compare/{task}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        runs=comparison_runs,
+        runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
         code=lambda w: PROJECT.comparison_code(w.task, "statistics"),
         confidence=PROJECT.config.confidence,
     shell:
-        "relent compare {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
+        "relent compare {wildcards.task} {params.runs:q} --confidence {params.confidence} > {log:q} 2>&1"
 
 
 rule claims:
     input:
-        comparison_inputs,
+        lambda w: PROJECT.comparison_inputs(w.task),
     output:
         f"{RESULTS}/{{task}}/claims.json",
     log:
         "logs/claims/{task}.log",
     benchmark:
         "logs/claims/{task}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
     params:
-        runs=comparison_runs,
+        runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
         claims=lambda w: PROJECT.claims_json(w.task),
         code=lambda w: PROJECT.comparison_code(w.task, "claims"),
         confidence=PROJECT.config.confidence,
     shell:
-        "relent claims {wildcards.task} {params.runs:q} --confidence {params.confidence} {LAYOUT} > {log:q} 2>&1"
+        "relent claims {wildcards.task} {params.runs:q} --confidence {params.confidence} > {log:q} 2>&1"
 
 
 rule figures:
     input:
-        comparison_inputs,
+        lambda w: PROJECT.comparison_inputs(w.task),
     output:
         report(
             directory(f"{RESULTS}/{{task}}/figures"),
@@ -80,16 +71,18 @@ rule figures:
         "logs/figures/{task}.log",
     benchmark:
         "logs/figures/{task}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
     params:
-        runs=comparison_runs,
+        runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
         code=lambda w: PROJECT.comparison_code(w.task, "figures"),
     shell:
-        "relent figures {wildcards.task} {params.runs:q} {LAYOUT} > {log:q} 2>&1"
+        "relent figures {wildcards.task} {params.runs:q} > {log:q} 2>&1"
 
 
 rule page:
@@ -108,6 +101,8 @@ rule page:
         "logs/page/{task}.log",
     benchmark:
         "logs/page/{task}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=1000,

@@ -13,6 +13,8 @@ rule fetch:
         "logs/fetch/{source}.log",
     benchmark:
         "logs/fetch/{source}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=500,
@@ -20,7 +22,7 @@ rule fetch:
     params:
         source=lambda w: PROJECT.source_json(w.source),
     shell:
-        "relent fetch {wildcards.source} {LAYOUT} > {log:q} 2>&1"
+        "relent fetch {wildcards.source} > {log:q} 2>&1"
 
 
 rule prepare:
@@ -35,6 +37,8 @@ rule prepare:
         "logs/prepare/{task}/{scale}.log",
     benchmark:
         "logs/prepare/{task}/{scale}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -43,4 +47,4 @@ rule prepare:
         options=lambda w: PROJECT.data_json(w.task, w.scale),
         code=lambda w: PROJECT.data_code(w.task),
     shell:
-        "relent prepare {wildcards.task} --scale {wildcards.scale} {LAYOUT} > {log:q} 2>&1"
+        "relent prepare {wildcards.task} --scale {wildcards.scale} > {log:q} 2>&1"

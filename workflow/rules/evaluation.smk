@@ -15,6 +15,8 @@ rule evaluate:
         "logs/evaluate/{task}/{method}/{variant}/{scale}/seed{seed}.log",
     benchmark:
         "logs/evaluate/{task}/{method}/{variant}/{scale}/seed{seed}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,

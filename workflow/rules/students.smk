@@ -12,6 +12,8 @@ rule stage:
         "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.log",
     benchmark:
         "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: lambda w: PROJECT.resources(w).threads
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
@@ -21,7 +23,7 @@ rule stage:
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
-        " --seed {wildcards.seed} --stage {wildcards.stage} --plan {params.plan} --threads {threads} {LAYOUT}"
+        " --seed {wildcards.seed} --stage {wildcards.stage} --plan {params.plan} --threads {threads}"
         " > {log:q} 2>&1"
 
 
@@ -39,6 +41,8 @@ rule student:
         "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.log",
     benchmark:
         "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: lambda w: PROJECT.resources(w).threads
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
@@ -48,4 +52,4 @@ rule student:
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
-        " --seed {wildcards.seed} --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"
+        " --seed {wildcards.seed} --plan {params.plan} --threads {threads} > {log:q} 2>&1"

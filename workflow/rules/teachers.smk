@@ -13,6 +13,8 @@ rule teacher:
         "logs/teacher/{task}/{teacher}/{scale}.log",
     benchmark:
         "logs/teacher/{task}/{teacher}/{scale}.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: lambda w: PROJECT.resources(w).threads
     resources:
         mem_mb=lambda w: PROJECT.resources(w).mem_mb,
@@ -22,4 +24,4 @@ rule teacher:
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
         "relent train {wildcards.task} --teacher {wildcards.teacher} --scale {wildcards.scale}"
-        " --plan {params.plan} --threads {threads} {LAYOUT} > {log:q} 2>&1"
+        " --plan {params.plan} --threads {threads} > {log:q} 2>&1"

@@ -1,4 +1,5 @@
-# Tracking: one writer replays all run folders into MLflow. The address may hold a secret: it goes by environment.
+# Tracking: one writer replays all run folders into MLflow. The address may hold a secret: the Snakefile puts it into the
+# environment, so that it stands in no command line.
 
 
 rule track:
@@ -11,6 +12,8 @@ rule track:
         "logs/track.log",
     benchmark:
         "logs/track.tsv"
+    conda:
+        "../../envs/cpu.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -26,18 +29,6 @@ rule track:
             if PROJECT.config.tracking.artifacts
             else ""
         ),
-    run:
-        environment = dict(
-            os.environ, RELENT_TRACKING_URI=PROJECT.config.tracking.uri
-        )
-        command = f"relent track {' '.join(map(shlex.quote, params.runs))} {' '.join(params.comparisons)}"
-        command += f" {params.artifacts} --receipt {shlex.quote(output.receipt)}"
-        with open(log[0], "w") as handle:
-            done = subprocess.run(
-                shlex.split(command),
-                env=environment,
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-            )
-        if done.returncode:
-            sys.exit(Path(log[0]).read_text())
+    shell:
+        "relent track {params.runs:q} {params.comparisons} {params.artifacts} --receipt {output.receipt:q}"
+        " > {log:q} 2>&1"

@@ -18,16 +18,27 @@ from relent.project import CONFIG
 def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the catalogue, found through `--manifests`, `--plugin`, `--data`, `--teachers`, `--results`.
 
-    What is not given is taken from `config/config.yaml`, where there is one.
+    What is not given is taken from the variables RELENT_MANIFESTS, RELENT_PLUGINS, RELENT_DATA, RELENT_TEACHERS and
+    RELENT_RESULTS, which the workflow sets, and then from `config/config.yaml`, where there is one.
     """
 
     @click.option(
-        "--manifests", type=click.Path(file_okay=False, path_type=Path), help="Folder of the manifests [config]."
+        "--manifests",
+        envvar="RELENT_MANIFESTS",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of the manifests [config].",
     )
-    @click.option("--plugin", "plugins", multiple=True, help="Folder with methods of your own; may be repeated.")
-    @click.option("--data", help="Folder of prepared data [data].")
-    @click.option("--teachers", help="Folder of teachers [teachers].")
-    @click.option("--results", help="Folder of runs [results].")
+    @click.option(
+        "--plugin",
+        "plugins",
+        envvar="RELENT_PLUGINS",
+        type=click.Path(),
+        multiple=True,
+        help="Folder with methods of your own; may be repeated.",
+    )
+    @click.option("--data", envvar="RELENT_DATA", help="Folder of prepared data [data].")
+    @click.option("--teachers", envvar="RELENT_TEACHERS", help="Folder of teachers [teachers].")
+    @click.option("--results", envvar="RELENT_RESULTS", help="Folder of runs [results].")
     @functools.wraps(command)
     def wrapped(
         *args: Any,
