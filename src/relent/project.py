@@ -165,7 +165,7 @@ class Project:
         return [f"{folder}/{name}" for folder in self.labels(task) for name in ("scores.json", "config.json")]
 
     def tell_tracking_address(self) -> None:
-        """Put the tracking address, which may hold a password, where `relent track` finds it: no command line has it."""
+        """Put the tracking address, which may hold a password, where `relent track` finds it, not on a command line."""
         os.environ["RELENT_TRACKING_URI"] = self.config.tracking.uri
 
     def labels(self, task: str) -> dict[str, str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from relent import tasks
 from relent.inform.hyperparameters import bounds, plain
 from relent.inform.markdown import code, table
 from relent.inform.typewords import is_name, type_in_words
@@ -57,8 +60,23 @@ def configuration_page() -> str:
             if part not in explained:
                 explained.add(part)
                 lines += [f"### {part.__name__}", "", *_model(part)]
+    for kind, options in task_kinds().items():
+        lines += [f"## Options of `{kind}` tasks", "", _OPTIONS, ""]
+        for part in _parts(options):
+            lines += [f"### {part.__name__} of `{kind}`", "", *_model(part)]
     lines += ["## The shared recipe", "", _RECIPE, "", *_hyperparameters()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+_OPTIONS = """\
+What may stand under `scales.SCALE.data`, `.model` and `.evaluation`; a teacher's `model` is the same as a student's."""
+
+
+def task_kinds() -> dict[str, type[BaseModel]]:
+    """Kinds of task with the model of their options."""
+    folder = Path(tasks.__file__).parent
+    kinds = sorted(path.parent.name for path in folder.glob("*/options.py"))
+    return {kind: import_module(f"relent.tasks.{kind}.options").Options for kind in kinds}
 
 
 _RECIPE = """\
