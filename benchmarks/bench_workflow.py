@@ -336,6 +336,7 @@ def main() -> None:
             write_rows("clone", rows, options.small, len(os.sched_getaffinity(0)))
         else:
             rows = start_of_a_job(folder / "job", rounds) + planning(folder / "plan", rounds)
+            write_rows("workflow", rows, options.small)  # the rest takes a while
             rows += orchestration(folder / "main", options.small, min(rounds, 2))
             write_rows("workflow", rows, options.small)
     print_rows(rows, columns)

@@ -87,7 +87,7 @@ def medians(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def copy_project(folder: Path) -> dict[str, str]:
     """Copy code, workflow and configuration into `folder`; returns an environment in which `relent` is the copy's."""
-    for name in ("src", "workflow", "config", "profiles"):
+    for name in ("src", "workflow", "config", "profiles", "envs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
     return environment(PYTHONPATH=str(folder / "src"), XDG_CACHE_HOME=str(folder / "cache"))

@@ -11,67 +11,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from synthetic_patterns import TASK as PATTERNS
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-# A source that needs no network: the package's data module is replaced by a generator with the same layout.
-GENERATOR = '''
-"""Generated images, in the layout of the image data set: for tests of the workflow."""
+# A data module that needs no network, in a package of its own copy: what the other tests use, with `prepare`.
+PREPARE = '''
 
-from pathlib import Path
-
-import numpy as np
-import zarr
-
-from relent.data.receipt import write_receipt
-
-SPLITS = ("teacher", "student", "validation", "test")
-
-
-def prepare(sources, out: Path, options, seed: int = 0) -> None:
-    """Write four classes of noisy 8 x 8 patterns."""
-    rng = np.random.default_rng(seed)
-    classes, each = 4, options["per_class"]
-    patterns = rng.normal(size=(classes, 8, 8))
-    labels = np.repeat(np.arange(classes), each)
-    images = 128 + 40 * (patterns[labels] + rng.normal(scale=1.5, size=(len(labels), 8, 8)))
-    group = zarr.create_group(store=out / "dataset.zarr")
-    group.create_array("images", data=images.clip(0, 255).astype(np.uint8), chunks=(64, 8, 8))
-    group.create_array("labels", data=labels)
-    group.create_array("split", data=np.tile(np.array([0, 0, 1, 2, 3], dtype=np.int8), len(labels))[: len(labels)])
-    group.create_array("source", data=np.zeros(len(labels), dtype=np.int8))
-    group.attrs.update(classes=["a", "b", "c", "d"], splits=list(SPLITS), sources=["generated"])
-    write_receipt(out, title="generated", counts={name: each for name in SPLITS}, options=options, seed=seed)
+def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: int = 0) -> None:
+    """Write the patterns."""
+    write_patterns(out, classes=4, each=options["per_class"], size=8, seed=seed)
 '''
-
-TASK = {
-    "name": "patterns",
-    "title": "Generated patterns",
-    "kind": "classification",
-    "data_module": "relent.data.patterns",
-    "primary_metric": "accuracy",
-    "baseline": "knowledge_distillation",
-    "tuning_budget": "none",
-    "metrics": {
-        "accuracy": {"title": "Accuracy", "direction": "higher"},
-        "nll": {"title": "NLL", "direction": "lower"},
-        "teacher_rank_correlation": {"title": "Rank correlation", "direction": "higher"},
-        "non_target_kl": {"title": "Non-target KL", "direction": "lower"},
-    },
-    "teachers": {
-        "wide": {
-            "model": {"smoke": {"network": "mlp", "hidden": [32, 32]}},
-            "training": {"smoke": {"max_steps": 60}},
-        }
-    },
-    "scales": {
-        "smoke": {
-            "data": {"per_class": 50},
-            "model": {"network": "mlp", "hidden": [8, 8]},
-            "training": {"max_steps": 30, "batch_size": 16, "learning_rate": 0.01, "checkpoint_every": 5},
-        }
-    },
+SMOKE = {
+    "data": {"per_class": 50},
+    "model": {"network": "mlp", "hidden": [8, 8]},
+    "training": {"max_steps": 30, "batch_size": 16, "learning_rate": 0.01, "checkpoint_every": 5},
 }
+TASK = PATTERNS | {"data_module": "relent.data.patterns", "scales": {"smoke": SMOKE}}
 
 
 class SmallProject:
@@ -84,7 +41,8 @@ class SmallProject:
         shutil.copytree(ROOT / "envs", folder / "envs")
         shutil.copytree(ROOT / "config" / "methods" / "distillation", folder / "config" / "methods" / "distillation")
         shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
-        (folder / "src" / "relent" / "data" / "patterns.py").write_text(GENERATOR)
+        generator = (ROOT / "tests" / "synthetic_patterns.py").read_text() + PREPARE
+        (folder / "src" / "relent" / "data" / "patterns.py").write_text(generator)
         (folder / "config" / "tasks").mkdir()
         self.write("config/tasks/patterns.yaml", TASK)
         self.config(methods=["cross_entropy", "knowledge_distillation", "pld"], seeds=[0, 1])
