@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from synthetic_atmosphere import run_spec
 from torch import Tensor
 
 from relent.errors import ConfigError
+from relent.manifest.yamlfile import Document, parse
 from relent.methods.weather.base import ForecastMethod, latent_kl, row_weighted_mean
 from relent.methods.weather.deterministic_l1 import deterministic_l1_loss
 from relent.methods.weather.fuxi_ens import fuxi_ens_loss
 from relent.methods.weather.vae_l1_kl import vae_l1_kl_loss
 from relent.models.fuxi_ens import Features, ForecastNetwork, LatentGaussian, pad_rows
 from relent.scores.crps import crps_ensemble
+from relent.tasks.ensemble_forecast.options import Options
 from relent.train.stage import build
 
 
@@ -334,10 +337,24 @@ def test_latents_of_the_members_come_from_the_source_asked_for(source: str, data
     assert float(signs.sum()) == {"posterior": 8, "prior": -8, "mixed": 0}[source]
 
 
-def test_wrong_options_are_configuration_errors(data: Path, tmp_path: Path) -> None:
+def test_a_roll_out_longer_than_the_data_is_refused(data: Path, tmp_path: Path) -> None:
     spec = run_spec("fuxi_ens", data, tmp_path, rollout_steps=9)
     with pytest.raises(ConfigError, match="no 11 consecutive steps"):
         build(spec)[1].train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {"widht": 8}}, r"model.widht: unknown key \(did you mean 'width'"),
+        ({"data": {"tile": 13}}, "multiple of 4"),
+        ({"evaluation": {"members": 1}}, "greater than or equal to 2"),
+    ],
+)
+def test_wrong_options_are_told_when_the_manifest_is_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Options, Document(Path("weather_isentropic.yaml"), {}), options)
+1].train_dataloader()
     spec = run_spec("fuxi_ens", data, tmp_path)
     spec.model_options["widht"] = 8
     with pytest.raises(ConfigError, match=r"weather_isentropic: widht: unknown option \(did you mean 'width'"):

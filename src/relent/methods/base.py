@@ -43,7 +43,12 @@ class Method(LightningModule):
         return self.network(*args, **kwargs)
 
     def log_terms(self, terms: dict[str, Tensor], prefix: str = "train") -> None:
-        """Log scalars under `prefix/name`."""
+        """Log scalars under `prefix/name`, at the steps that the trainer keeps.
+
+        Lightning's `log` costs as much as a small network's step; at the other steps its value would be dropped.
+        """
+        if self._trainer is None or (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
         for name, value in terms.items():
             self.log(f"{prefix}/{name}", value.detach(), batch_size=1)
 

@@ -21,6 +21,13 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
+def reseed(seed: int) -> None:
+    """Seed torch's global generators; `torch.manual_seed` costs a millisecond where CUDA has not been started."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 class StepBatchSampler(Sampler[list[int]]):
     """Batches of indices by step: every epoch a fresh permutation, batch `b` a function of (seed, b) alone.
 

@@ -26,7 +26,7 @@ from relent.methods.config import MethodConfig
 from relent.runspec import RunSpec
 from relent.tasks.base import TrainingTask
 from relent.train.history import History
-from relent.train.sampling import derive_seed
+from relent.train.sampling import derive_seed, reseed
 
 LOG = logging.getLogger("relent.train")
 
@@ -122,7 +122,7 @@ class _Progress(Callback):
         self.began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derive_seed("batch", self.spec.seed, self.batches, trainer.global_rank))
+        reseed(derive_seed("batch", self.spec.seed, self.batches, trainer.global_rank))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.batches += 1
