@@ -354,12 +354,3 @@ def test_a_roll_out_longer_than_the_data_is_refused(data: Path, tmp_path: Path) 
 def test_wrong_options_are_told_when_the_manifest_is_read(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(Options, Document(Path("weather_isentropic.yaml"), {}), options)
-1].train_dataloader()
-    spec = run_spec("fuxi_ens", data, tmp_path)
-    spec.model_options["widht"] = 8
-    with pytest.raises(ConfigError, match=r"weather_isentropic: widht: unknown option \(did you mean 'width'"):
-        build(spec)
-    spec = run_spec("fuxi_ens", data, tmp_path)
-    spec.data_options["tile"] = 13
-    with pytest.raises(ConfigError, match="multiple of 4"):
-        build(spec)
