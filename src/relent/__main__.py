@@ -1,6 +1,6 @@
 """`python -m relent`: the command line."""
 
-from relent.cli import main
+from relent.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()
