@@ -21,7 +21,7 @@ pytestmark = pytest.mark.workflow
 def test_killed_run_resumes_to_the_same_weights(project, finished):
     """SIGKILL in the middle of training, then the same command."""
     project.config(methods=["pld"], seeds=[0])
-    project.edit("config/tasks/patterns.yaml", "      max_steps: 30\n", "      max_steps: 400\n")
+    project.edit("config/tasks/patterns.yaml", "max_steps: 30\n      batch_size", "max_steps: 400\n      batch_size")
     reference = project.folder / "reference"
     project.snakemake("--quiet", "all", "--config", f"results={reference}")
     run = project.run("pld")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -65,8 +66,12 @@ def train_command(
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # A second of every job: the collector would search the modules that are imported now, again and again.
+    gc.disable()
     from relent.train.stage import run_stage
 
+    gc.freeze()
+    gc.enable()
     run_stage(spec, threads=threads, resume=resume)
 
 

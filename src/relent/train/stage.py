@@ -203,7 +203,7 @@ def _write(
         task.write_outputs(module, output)
     with whole(output / "weights.safetensors") as temporary:
         state = {k: v.contiguous().clone() for k, v in module.state_dict().items()}
-        save_file(state, temporary, metadata={"plan": spec.plan(), "format": "pt"})
+        save_file(state, temporary, metadata={"format": "pt"})
     with whole(output / "metrics.csv") as temporary:
         temporary.write_bytes((checkpoints / "metrics.csv").read_bytes())
     facts = {

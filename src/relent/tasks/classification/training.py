@@ -20,6 +20,8 @@ from relent.tasks.classification.data import ClassificationData, read_data, read
 from relent.train.sampling import StepBatchSampler
 
 Batch = dict[str, Tensor]
+CHUNK = 256
+"""Items predicted at once: more leave the cache of a CPU core."""
 
 
 class Items(Dataset[Batch]):
@@ -120,7 +122,7 @@ class Task(TrainingTask):
 
     def _predict(self, module: Method, items: Tensor) -> tuple[Tensor, Tensor]:
         reference = next(module.parameters())
-        outputs = [module(self.data.images[part].to(reference)) for part in torch.split(items, 2048)]
+        outputs = [module(self.data.images[part].to(reference)) for part in torch.split(items, CHUNK)]
         logits = torch.cat([output.logits.float().cpu() for output in outputs])
         return logits, torch.cat([output.features.float().cpu() for output in outputs])
 
