@@ -62,12 +62,20 @@ class MeanStatistic:
     nan_policy: NanPolicy = "propagate"
 
     @property
+    def joint(self) -> bool:
+        """Whether the score is of vectors: it then reduces over the last dimension of members and truth."""
+        return False
+
+    @property
     def name(self) -> str:
         """The name of the score, with what one must know to compare it."""
         raise NotImplementedError
 
     def terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Pointwise values by name, (…) or (…, extra), of float64 members (M, …) and truth (…)."""
+        """Pointwise values by name, (…) or (…, extra), of float64 members (M, …) and truth (…).
+
+        For a `joint` score members are (M, …, D), truth (…, D), values (…).
+        """
         raise NotImplementedError
 
     def final(self, means: Means) -> NDArray:
@@ -87,7 +95,11 @@ class MeanStatistic:
         forecast, observed = (as_tensor(value).double() for value in (members, truth))
         given = torch.ones((), dtype=torch.float64) if weights is None else as_tensor(np.asarray(weights)).double()
         given = given.expand(observed.shape)
-        summed = tuple(axis for axis in range(observed.dim()) if axis not in keep)
+        if self.joint:
+            if not torch.equal(given, given[..., :1].expand(given.shape)):
+                raise ValueError(f"{self.name} scores vectors: weights may not vary over their components")
+            given = given[..., 0]
+        summed = tuple(axis for axis in range(given.dim()) if axis not in keep)
         sums, masses = {}, {}
         for name, value in self.terms(forecast, observed).items():
             weight = given if self.extra_dim() is None else given[..., None].expand(value.shape)
@@ -290,6 +302,7 @@ def evaluate(
     *,
     member_dim: str = "member",
     keep_dims: Sequence[str] = ("variable", "lead"),
+    component_dim: str = "variable",
 ) -> "xr.Dataset":
     """Scores of a forecast held in numpy, dask or zarr, chunk by chunk, for each entry of `keep_dims`.
 
@@ -300,6 +313,8 @@ def evaluate(
             init + lead first. Of one type with the forecast.
         weights: non-negative, over any of the truth's dimensions (`latitude_weights` over "lat"; a mask as 0 and 1).
         keep_dims: dimensions not averaged over; those that the data lack are passed over.
+        component_dim: the components of the vectors that joint statistics score (`relent.scores.joint`), which it is
+            never kept for; weights may not vary over it.
 
     Returns: a Dataset with one variable a statistic, over the kept dimensions, and the statistic's own. Each has
         the attributes `members` and `nan_policy`.
@@ -316,19 +331,46 @@ def evaluate(
         raise ValueError(f"statistics must differ in name, got {names}")
     first, second = (data.to_dataarray() if isinstance(data, xr.Dataset) else data for data in (forecast, truth))
     first, second, weight = _aligned(first, second, weights, member_dim)
-    dims = tuple(str(dim) for dim in second.dims)
-    keep = tuple(axis for axis, dim in enumerate(dims) if dim in keep_dims)
+    members = first.sizes[member_dim]
+    scores: dict[str, xr.DataArray] = {}
+    for joint in (False, True):
+        group = [statistic for statistic in statistics if statistic.joint == joint]
+        if not group:
+            continue
+        kept = [str(dim) for dim in second.dims if dim in keep_dims and not (joint and dim == component_dim)]
+        if joint:
+            if component_dim not in second.dims:
+                raise ValueError(f"joint statistics need the dimension {component_dim!r}; the truth has {second.dims}")
+            order = [dim for dim in second.dims if dim != component_dim] + [component_dim]
+            whole = {component_dim: -1}
+            first = first.transpose(member_dim, *order).chunk(whole)
+            second, weight = (array.transpose(*order).chunk(whole) for array in (second, weight))
+        scores |= _scores(group, (first, second, weight), kept, members)
+    return xr.Dataset({name: scores[name] for name in names})
+
+
+def _scores(
+    statistics: Sequence[MeanStatistic],
+    arrays: "tuple[xr.DataArray, xr.DataArray, xr.DataArray]",
+    kept_dims: list[str],
+    members: int,
+) -> "dict[str, xr.DataArray]":
+    """Scores by name, over the kept dimensions and the statistic's own."""
+    import xarray as xr
+
+    first, second, weight = arrays
+    dims = [str(dim) for dim in second.dims]
+    keep = tuple(axis for axis, dim in enumerate(dims) if dim in kept_dims)
     results = _reduce_chunks(statistics, first.data, second.data, weight.data, keep)
     kept_dims = [dims[axis] for axis in keep]
     coords = {dim: second.coords[dim] for dim in kept_dims if dim in second.coords}
-    members = first.sizes[member_dim]
     scores = {}
     for statistic, totals in zip(statistics, results):
         extra = statistic.extra_dim()
         shape = kept_dims if extra is None else [*kept_dims, extra]
         attributes = {"members": members, "nan_policy": statistic.nan_policy}
         scores[statistic.name] = xr.DataArray(statistic.final(totals.means()), coords, shape, attrs=attributes)
-    return xr.Dataset(scores)
+    return scores
 
 
 def _aligned(
