@@ -39,8 +39,12 @@ lint: $(VENV)/.developer
 ui: setup
 	mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db --host 127.0.0.1 --port 5000
 
-bench: $(VENV)/.developer
-	python benchmarks/run.py
+$(VENV)/.peers: $(VENV)/.developer benchmarks/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peers -r benchmarks/peers.txt
+	@touch $@
+
+bench: $(VENV)/.peers
+	PYTHONPATH=$(CURDIR)/$(VENV)/peers python benchmarks/run.py
 
 docs: $(VENV)/.installed
 	relent docs

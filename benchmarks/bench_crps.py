@@ -1,10 +1,10 @@
 """Fair CRPS of M members on a million points, against the peers: time and peak memory, in one run on the same data.
 
-    python benchmarks/bench_crps.py [--small] [--peer-python PYTHON]
+    python benchmarks/bench_crps.py [--small]
 
 Each measurement is a process of its own, rounds go through all contenders in turn, the table shows medians. The peers
-are at their fastest with numba, which this project does not depend on: `--peer-python` names an interpreter that has
-numba, scoringrules and properscoring, and adds those rows. Forms that hold M² numbers a point run in blocks of points
+are at their fastest with numba, which this project does not depend on: those rows are there if numba can be imported
+(`make bench` sees to it); the others run without it. Forms that hold M² numbers a point run in blocks of points
 (a peer's users would have to do the same) and, above M = 15, on fewer points, their time scaled up, as `note` says.
 Memory is the peak resident size during the call over that before it, so that the input is not counted. On a machine
 that others use too, compare CPU seconds: wall time depends on who else runs.
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,13 @@ def measure(contender: Contender, folder: Path, points: int) -> dict[str, float]
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": max(status_mb("VmHWM") - before, 0.0)}
 
 
-def spawn(python: str, contender: Contender, folder: Path, points: int) -> dict[str, float] | None:
+def spawn(contender: Contender, folder: Path, points: int) -> dict[str, float] | None:
     """Run `measure` in a fresh process; None where the contender cannot run (the reason is printed)."""
     index = CONTENDERS.index(contender)
-    command = [python, "-W", "ignore", __file__, "--worker", str(index), str(folder), str(points)]
+    command = [sys.executable, "-W", "ignore", __file__, "--worker", str(index), str(folder), str(points)]
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    if not contender.numba:
+        environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     if done.returncode:
         print(f"{contender.name} {contender.variant}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -192,7 +195,7 @@ def points_used(contender: Contender, count: int, points: int) -> int:
     return min(points, PAIR_LIMIT // count**2) if contender.squared else points
 
 
-def compare(count: int, points: int, rounds: int, peer_python: str | None) -> list[dict[str, Any]]:
+def compare(count: int, points: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(count)
@@ -201,11 +204,10 @@ def compare(count: int, points: int, rounds: int, peer_python: str | None) -> li
         samples: dict[Contender, list[dict[str, float]]] = {}
         for turn in range(rounds):
             for contender in CONTENDERS:
-                python = peer_python if contender.numba else sys.executable
                 used = points_used(contender, count, points)
-                if python is None or (used < points and turn > 0):
+                if (contender.numba and find_spec("numba") is None) or (used < points and turn > 0):
                     continue
-                sample = spawn(python, contender, folder, used)
+                sample = spawn(contender, folder, used)
                 if sample:
                     scaled = {key: sample[key] * points / used for key in ("seconds", "cpu_seconds")}
                     samples.setdefault(contender, []).append(sample | scaled)
@@ -233,7 +235,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="20,000 points, one round; writes nothing")
     parser.add_argument("--members", type=int, nargs="+", default=[8, 50, 200], help="ensemble sizes")
-    parser.add_argument("--peer-python", help="interpreter with numba, scoringrules and properscoring")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -245,7 +246,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     print(f"{machine()}\n{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7} {'cpu':>7}")
     for count in options.members:
-        for row in compare(count, points, rounds, options.peer_python):
+        for row in compare(count, points, rounds):
             rows.append(row)
             print(
                 f"{count:4d} {row['name'] + ', ' + row['variant']:44} {row['seconds']:9.3f} {row['cpu_seconds']:9.3f} "
