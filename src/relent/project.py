@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,8 +276,3 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"folder {str(existing)!r} is not writable ({error.strerror}); choose another one") from None
-
-
-def torch_free() -> bool:
-    """Whether planning has kept its promise to load neither torch nor Lightning."""
-    return not {"torch", "lightning", "transformers"} & set(sys.modules)

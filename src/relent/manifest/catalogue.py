@@ -323,7 +323,13 @@ class Catalogue:
         only_tasks = _names(config.tasks)
         only_methods = _names(config.methods)
         self._known(document, only_tasks, self.tasks, "task", "tasks")
-        self._known(document, [m.partition(":")[0] for m in only_methods], self.methods, "method", "methods")
+        self._known(
+            document,
+            [m.partition(":")[0] for m in only_methods if not m.startswith("family:")],
+            self.methods,
+            "method",
+            "methods",
+        )
         self._known(document, [config.family] if config.family else [], self.families(), "family", "family")
         found = []
         for position, request in enumerate(config.comparisons):

@@ -108,7 +108,8 @@ def parse(model: type[Model], document: Document, data: Mapping[str, Any] | None
     try:
         return model.model_validate(document.data if data is None else data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key also leaves its right spelling missing: the former is what a user must be told.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key: Key = (*at, *_plain(first["loc"]))
         raise document.error(explain(first, model), *key) from None
 
