@@ -217,3 +217,11 @@ class TestRankHistogram:
             ensemble.rank_histogram(members, truth, ties="first")
         with pytest.raises(ValueError, match="five cases"):
             ensemble.rank_histogram_test(torch.ones(4))
+
+
+@pytest.mark.parametrize("policy", ["propagate", "omit"])
+def test_variogram_score_of_one_component_keeps_its_gaps(policy):
+    members, truth = torch.zeros(3, 2, 1, dtype=torch.float64), torch.tensor([[math.nan], [1.0]], dtype=torch.float64)
+    assert ensemble.variogram_score(members, truth, nan_policy=policy).isnan().tolist() == [True, False]
+    members[:, 1] = math.nan
+    assert ensemble.variogram_score(members, truth, nan_policy=policy).isnan().all()

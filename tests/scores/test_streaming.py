@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from relent.scores import ensemble, probability, spatial, streaming
 from relent.scores.crps import chain_above, crps_ensemble
+from relent.scores.joint import EnergyScore, VariogramScore
 
 SIZES = {"time": 7, "lead": 3, "lat": 6, "lon": 5}
 MEMBERS = 4
@@ -186,3 +187,55 @@ def test_mismatches_are_refused():
         streaming.evaluate(statistic, forecast, truth, weights.rename(lat="latitude"))
     with pytest.raises(ValueError, match="lead"):
         streaming.evaluate(statistic, forecast, truth.assign_coords(lead=[6, 12, 24]))
+
+
+JOINT = {
+    "energy_score_fair": (EnergyScore, ensemble.energy_score),
+    "variogram_score_0.5": (VariogramScore, ensemble.variogram_score),
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(chunkings, chunkings, st.booleans())
+def test_joint_scores_with_gaps_equal_the_plain_ones(forecast_chunks, truth_chunks, missing):
+    policy = "omit" if missing else "propagate"
+    forecast, truth, weights = data(missing)
+    truth_chunks.pop("member")
+    statistics = [make(nan_policy=policy) for make, _ in JOINT.values()]
+    scores = streaming.evaluate(
+        statistics, forecast.chunk(forecast_chunks), truth.chunk(truth_chunks), weights, component_dim="lon"
+    )
+    mass = np.broadcast_to(weights.values, (7, 3, 6))
+    for name, (make, score) in JOINT.items():
+        values = score(forecast.values, truth.values, nan_policy=policy)
+        expected = [spatial.weighted_mean(values[:, k], mass[:, k], nan_policy=policy) for k in range(3)]
+        np.testing.assert_allclose(scores[name], expected, rtol=1e-10)
+        totals = make(nan_policy=policy).totals(forecast.values, truth.values, mass[..., None], keep=(1,))
+        np.testing.assert_allclose(totals.means()[make().name.rsplit("_", 1)[0]], expected, rtol=1e-10)
+
+
+def test_joint_and_pointwise_statistics_share_one_reading():
+    forecast, truth, weights = data(missing=False)
+    read, scored = [], []
+
+    class Counted(streaming.Bias):
+        def terms(self, members, observed):
+            scored.append(1)
+            return super().terms(members, observed)
+
+    def load(block: np.ndarray) -> np.ndarray:
+        read.append(1)
+        return block
+
+    chunked = forecast.chunk(time=1)
+    chunked = chunked.copy(data=chunked.data.map_blocks(load, dtype=float, meta=np.empty((0,) * 5)))
+    options = {"keep_dims": ("lon", "lead"), "component_dim": "lon"}
+    both = streaming.evaluate([streaming.Bias(), EnergyScore()], chunked, truth, weights, **options)
+    assert len(read) == SIZES["time"]
+    assert both["energy_score_fair"].dims == ("lead",)
+    alone = streaming.evaluate([streaming.Bias()], forecast, truth, weights, **options)
+    xr.testing.assert_allclose(both[["bias"]], alone, rtol=1e-12)
+    assert both["bias"].dims == alone["bias"].dims
+    with pytest.raises(ValueError, match="need the dimension 'level'"):
+        streaming.evaluate([Counted(), EnergyScore()], chunked, truth, component_dim="level")
+    assert not scored

@@ -138,7 +138,10 @@ def variogram_score(
     first = torch.where(whole, first, 0)
     expected = ((first[..., i] - first[..., j]).abs().pow(p) * whole).sum(0) / whole.sum(0)
     observed = (truth[..., i] - truth[..., j]).abs().pow(p)
-    return (pair_weights * (observed - expected).square()).sum(-1)
+    score = (pair_weights * (observed - expected).square()).sum(-1)
+    # With one component there is no pair that could carry the gap into the sum.
+    undefined = truth.isnan().any(-1) | first.isnan().any(-1).any(0) | ~whole.any(0).squeeze(-1)
+    return score.masked_fill(undefined, torch.nan)
 
 
 @takes_arrays("(m)->()", members=lambda call: (call["member_dim"],))

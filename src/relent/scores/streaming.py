@@ -90,7 +90,8 @@ class MeanStatistic:
     def totals(self, members: Any, truth: Any, weights: Any = None, *, keep: Sequence[int] = ()) -> Totals:
         """Totals of one chunk: members (M, …), truth (…), weights broadcastable to it; `keep` dims are not summed.
 
-        Arrays may be numpy or torch. Raises: as the score itself.
+        Arrays may be numpy or torch. The last dimension of all three is that of the components if the score is
+        `joint`; no total has it, kept or not. Raises: ValueError if weights vary over it; and as the score itself.
         """
         forecast, observed = (as_tensor(value).double() for value in (members, truth))
         given = torch.ones((), dtype=torch.float64) if weights is None else as_tensor(np.asarray(weights)).double()
@@ -321,8 +322,9 @@ def evaluate(
     Raises:
         ValueError: dimensions or coordinates that do not match, repeated names; and as the scores themselves.
 
-    Members of a point must lie in one chunk (they are merged if not); a chunk of the forecast in float64 is what a
-    worker holds. Chunks run on dask's current scheduler.
+    Members of a point must lie in one chunk (they are merged if not), and for joint statistics its components; a chunk
+    of the forecast in float64 is what a worker holds. All statistics share one reading of the data. Chunks run on
+    dask's current scheduler.
     """
     import xarray as xr  # only here: the statistics themselves need no xarray
 
@@ -331,44 +333,41 @@ def evaluate(
         raise ValueError(f"statistics must differ in name, got {names}")
     first, second = (data.to_dataarray() if isinstance(data, xr.Dataset) else data for data in (forecast, truth))
     first, second, weight = _aligned(first, second, weights, member_dim)
-    members = first.sizes[member_dim]
-    scores: dict[str, xr.DataArray] = {}
-    for joint in (False, True):
-        group = [statistic for statistic in statistics if statistic.joint == joint]
-        if not group:
-            continue
-        kept = [str(dim) for dim in second.dims if dim in keep_dims and not (joint and dim == component_dim)]
-        if joint:
-            if component_dim not in second.dims:
-                raise ValueError(f"joint statistics need the dimension {component_dim!r}; the truth has {second.dims}")
-            order = [dim for dim in second.dims if dim != component_dim] + [component_dim]
-            whole = {component_dim: -1}
-            first = first.transpose(member_dim, *order).chunk(whole)
-            second, weight = (array.transpose(*order).chunk(whole) for array in (second, weight))
-        scores |= _scores(group, (first, second, weight), kept, members)
-    return xr.Dataset({name: scores[name] for name in names})
+    dims = [str(dim) for dim in second.dims]
+    components = component_dim if any(statistic.joint for statistic in statistics) else None
+    if components is not None:
+        if components not in dims:
+            raise ValueError(f"joint statistics need the dimension {components!r}; the truth has {tuple(dims)}")
+        order = [dim for dim in dims if dim != components] + [components]
+        first = first.transpose(member_dim, *order).chunk({components: -1})
+        second, weight = (array.transpose(*order).chunk({components: -1}) for array in (second, weight))
+    kept = [str(dim) for dim in second.dims if dim in keep_dims]
+    scores = _scores(statistics, (first, second, weight), kept, components)
+    return xr.Dataset(
+        {name: score.transpose(*(d for d in dims if d in score.dims), ...) for name, score in scores.items()}
+    )
 
 
 def _scores(
     statistics: Sequence[MeanStatistic],
     arrays: "tuple[xr.DataArray, xr.DataArray, xr.DataArray]",
     kept_dims: list[str],
-    members: int,
+    components: str | None,
 ) -> "dict[str, xr.DataArray]":
-    """Scores by name, over the kept dimensions and the statistic's own."""
+    """Scores by name, over the kept dimensions (without `components` if joint) and the statistic's own."""
     import xarray as xr
 
     first, second, weight = arrays
     dims = [str(dim) for dim in second.dims]
     keep = tuple(axis for axis, dim in enumerate(dims) if dim in kept_dims)
     results = _reduce_chunks(statistics, first.data, second.data, weight.data, keep)
-    kept_dims = [dims[axis] for axis in keep]
-    coords = {dim: second.coords[dim] for dim in kept_dims if dim in second.coords}
     scores = {}
     for statistic, totals in zip(statistics, results):
+        kept = [dim for dim in kept_dims if not (statistic.joint and dim == components)]
+        coords = {dim: second.coords[dim] for dim in kept if dim in second.coords}
         extra = statistic.extra_dim()
-        shape = kept_dims if extra is None else [*kept_dims, extra]
-        attributes = {"members": members, "nan_policy": statistic.nan_policy}
+        shape = kept if extra is None else [*kept, extra]
+        attributes = {"members": len(first), "nan_policy": statistic.nan_policy}
         scores[statistic.name] = xr.DataArray(statistic.final(totals.means()), coords, shape, attrs=attributes)
     return scores
 
@@ -425,7 +424,9 @@ def _side_by_side(blocks: dict[tuple[int, ...], Totals], grid: list[int]) -> Tot
     def assemble(part: str, name: str, index: tuple[int, ...] = ()) -> NDArray:
         if len(index) == len(grid):
             return getattr(blocks[index], part)[name]
-        return np.concatenate([assemble(part, name, (*index, k)) for k in range(grid[len(index)])], axis=len(index))
+        pieces = [assemble(part, name, (*index, k)) for k in range(grid[len(index)])]
+        # One block is passed on as it is: totals of joint statistics lack the dimension of the components.
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=len(index))
 
     names = next(iter(blocks.values())).sums
     return Totals({n: assemble("sums", n) for n in names}, {n: assemble("weights", n) for n in names})
