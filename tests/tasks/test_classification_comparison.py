@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from relent.compare.results import read_run
+from relent.compare.results import by_label, read_run
 from relent.evaluate.run import evaluate_run
-from relent.tasks.classification.comparison import by_label, draw
+from relent.tasks.classification.comparison import draw
 
 
 def test_a_comparison_gets_figures_with_captions(own_run, tmp_path):

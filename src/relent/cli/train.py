@@ -63,8 +63,7 @@ def train_command(
             raise click.BadParameter(f"{method!r} has no stage {stage!r}; it has {', '.join(chosen.stages)}")
         spec = catalogue.stage_spec(Run(task, method, variant or chosen.default_variant, scale, seed), stage)
     check_plan(spec, plan)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    limit_threads(threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # A second of every job: the collector would search the modules that are imported now, again and again.
     gc.disable()
@@ -73,6 +72,12 @@ def train_command(
     gc.freeze()
     gc.enable()
     run_stage(spec, threads=threads, resume=resume)
+
+
+def limit_threads(threads: int) -> None:
+    """Tell the numerical libraries how many threads they may start; they read it when they are imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
 
 
 def check_plan(spec: RunSpec, plan: str | None) -> None:
@@ -95,8 +100,7 @@ def check_plan(spec: RunSpec, plan: str | None) -> None:
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
 def evaluate_command(folder: Path, dataset: Path | None, teacher_outputs: Path | None, threads: int) -> None:
     """Score the run in FOLDER on the test split: writes scores.json and figures/."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    limit_threads(threads)
     import torch
 
     from relent.evaluate.run import evaluate_run

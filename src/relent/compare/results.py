@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,11 @@ def read_run(folder: Path | str, label: str) -> RunResult:
     if config["plan"] != scores["plan"]:
         raise DataError(f"{folder}/scores.json: belongs to an earlier training of this run; evaluate it again")
     return RunResult(folder, label, config, scores["scores"], scores["tables"], scores["settings"])
+
+
+def by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs grouped by label, in the order of the comparison."""
+    grouped: dict[str, list[RunResult]] = {}
+    for run in runs:
+        grouped.setdefault(run.label, []).append(run)
+    return grouped

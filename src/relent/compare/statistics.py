@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import relent
-from relent.compare.results import RunResult
+from relent.compare.results import RunResult, by_label
 from relent.compare.words import answer
 from relent.errors import DataError
 from relent.files import whole, write_json
@@ -93,10 +93,7 @@ def difference(first: Sample, second: Sample, confidence: float) -> Difference |
 
 def samples(runs: Iterable[RunResult]) -> dict[str, dict[str, Sample]]:
     """Scores by label and metric."""
-    by_label: dict[str, list[RunResult]] = {}
-    for run in runs:
-        by_label.setdefault(run.label, []).append(run)
-    return {label: _samples(members) for label, members in by_label.items()}
+    return {label: _samples(members) for label, members in by_label(runs).items()}
 
 
 def _samples(runs: Sequence[RunResult]) -> dict[str, Sample]:

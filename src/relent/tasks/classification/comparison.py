@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from relent.compare.results import RunResult
+from relent.compare.results import RunResult, by_label
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
-
-
 FEWEST = 10
 """Items that a bin of the reliability figure must have, over all seeds."""
-
-
-def by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs grouped by label, in the order of the comparison."""
-    grouped: dict[str, list[RunResult]] = {}
-    for run in runs:
-        grouped.setdefault(run.label, []).append(run)
-    return grouped
 
 
 def draw(runs: list[RunResult], into: Path) -> dict[str, str]:

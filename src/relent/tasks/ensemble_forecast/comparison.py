@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from relent.compare.results import RunResult
+from relent.compare.results import RunResult, by_label
 from relent.data.tiles import read_fields
 from relent.tasks.ensemble_forecast import figures
 from relent.tasks.ensemble_forecast.forecasts import Forecasts
@@ -26,12 +26,10 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     Raises:
         DataError: Data or predictions of a run are missing or broken.
     """
-    by_label: dict[str, list[RunResult]] = {}
-    for run in runs:
-        by_label.setdefault(run.label, []).append(run)
+    grouped = by_label(runs)
     # The methods with the lowest CRPS come first in maps and legends.
-    order = sorted(by_label, key=lambda label: sum(r.scores["crps"] for r in by_label[label]) / len(by_label[label]))
-    groups = {label: by_label[label] for label in order}
+    order = sorted(grouped, key=lambda label: sum(r.scores["crps"] for r in grouped[label]) / len(grouped[label]))
+    groups = {label: grouped[label] for label in order}
     return _scores_by_lead(groups, into) | _ranks(groups, into) | _maps(groups, into)
 
 
