@@ -11,6 +11,7 @@ from synthetic_atmosphere import run_spec
 from torch import Tensor
 
 from relent.errors import ConfigError
+from relent.grid import Topology
 from relent.manifest.yamlfile import Document, parse
 from relent.methods.weather.base import ForecastMethod, latent_kl, row_weighted_mean
 from relent.methods.weather.deterministic_l1 import deterministic_l1_loss
@@ -20,6 +21,8 @@ from relent.models.fuxi_ens import Features, ForecastNetwork, LatentGaussian, pa
 from relent.scores.crps import crps_ensemble
 from relent.tasks.ensemble_forecast.options import Options
 from relent.train.stage import build
+
+GLOBE = Topology.globe
 
 
 def gaussian(mean: float, std: float, shape: tuple[int, ...] = (1, 1, 1, 1)) -> LatentGaussian:
@@ -48,10 +51,13 @@ def case() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def step(network: ForecastNetwork, frames: Tensor, truth: Tensor, members: int = 3) -> tuple[Tensor, ...]:
-    features = network.encode(frames, True)
-    prior, posterior = network.prior(features, True), network.posterior(frames, truth, features, True)
+    features = network.encode(frames, GLOBE)
+    prior, posterior = (
+        network.prior(features, GLOBE),
+        network.posterior(frames, truth, features, GLOBE),
+    )
     torch.manual_seed(7)
-    return network.decode(frames, features, posterior.sample(members), True), posterior, prior
+    return network.decode(frames, features, posterior.sample(members), GLOBE), posterior, prior
 
 
 # ------------------------------------------------------------------------------------------------ objectives
@@ -121,10 +127,10 @@ def test_without_latent_variance_members_are_equal_and_crps_is_the_absolute_erro
     network: ForecastNetwork, case: tuple[Tensor, ...]
 ) -> None:
     frames, truth, weights = case
-    features = network.encode(frames, True)
-    prior = network.prior(features, True)
+    features = network.encode(frames, GLOBE)
+    prior = network.prior(features, GLOBE)
     certain = LatentGaussian(prior.mean, torch.full_like(prior.log_std, -torch.inf))
-    members = network.decode(frames, features, certain.sample(4), True)
+    members = network.decode(frames, features, certain.sample(4), GLOBE)
     assert float((members - members[0]).abs().max()) == 0
     same = gaussian(0, 1)
     crps = fuxi_ens_loss(members, truth, same, same, weights, alpha=0.95, kl_weight=1)["crps"]
@@ -196,8 +202,8 @@ def test_a_heavy_kl_makes_the_posterior_forget_the_target(case: tuple[Tensor, ..
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
 
     def dependence() -> float:
-        features = network.encode(frames, True)
-        one, two = (network.posterior(frames, t, features, True) for t in (truth, -truth))
+        features = network.encode(frames, GLOBE)
+        one, two = (network.posterior(frames, t, features, GLOBE) for t in (truth, -truth))
         return float((one.mean - two.mean).abs().mean().detach())
 
     before = dependence()
@@ -216,39 +222,39 @@ def test_rolling_the_longitude_rolls_everything(network: ForecastNetwork, case: 
     frames, truth, _ = case
     members, posterior, prior = step(network, frames, truth)
     rolled_frames, rolled_truth = frames.roll(4, -1), truth.roll(4, -1)
-    features = network.encode(rolled_frames, True)
-    rolled_prior = network.prior(features, True)
-    rolled_posterior = network.posterior(rolled_frames, rolled_truth, features, True)
+    features = network.encode(rolled_frames, GLOBE)
+    rolled_prior = network.prior(features, GLOBE)
+    rolled_posterior = network.posterior(rolled_frames, rolled_truth, features, GLOBE)
     for plain, rolled in ((prior, rolled_prior), (posterior, rolled_posterior)):
         for one, two in zip(plain, rolled):
             torch.testing.assert_close(two, one.roll(1, -1), rtol=1e-12, atol=1e-12)
     torch.manual_seed(7)
     latent = posterior.sample(3).roll(1, -1)
-    again = network.decode(rolled_frames, features, latent, True)
+    again = network.decode(rolled_frames, features, latent, GLOBE)
     torch.testing.assert_close(again, members.roll(4, -1), rtol=1e-12, atol=1e-12)
-    regional = network.prior(network.encode(rolled_frames, False), False)
+    regional = network.prior(network.encode(rolled_frames, Topology.regional), Topology.regional)
     assert not torch.allclose(regional.mean, rolled_prior.mean)
 
 
 def test_members_in_one_pass_equal_members_one_by_one(network: ForecastNetwork, case: tuple[Tensor, ...]) -> None:
     frames = case[0]
-    features = network.encode(frames, True)
-    latent = network.prior(features, True).sample(3)
-    together = network.decode(frames, features, latent, True)
-    single = torch.cat([network.decode(frames, features, z[None], True) for z in latent])
+    features = network.encode(frames, GLOBE)
+    latent = network.prior(features, GLOBE).sample(3)
+    together = network.decode(frames, features, latent, GLOBE)
+    single = torch.cat([network.decode(frames, features, z[None], GLOBE) for z in latent])
     torch.testing.assert_close(together, single, rtol=1e-12, atol=1e-12)
-    unperturbed = network.decode(frames, features, torch.zeros_like(latent[:1]), True)
-    torch.testing.assert_close(network.decode(frames, features, None, True), unperturbed, rtol=1e-12, atol=1e-12)
+    unperturbed = network.decode(frames, features, torch.zeros_like(latent[:1]), GLOBE)
+    torch.testing.assert_close(network.decode(frames, features, None, GLOBE), unperturbed, rtol=1e-12, atol=1e-12)
 
 
 def test_grids_that_are_no_multiple_of_four(network: ForecastNetwork) -> None:
     frames = torch.randn(1, 2, 2, 9, 8, dtype=torch.float64)
-    features = network.encode(frames, True)
+    features = network.encode(frames, GLOBE)
     assert isinstance(features, Features)
-    assert network.decode(frames, features, None, True).shape == (1, 1, 2, 9, 8)
+    assert network.decode(frames, features, None, GLOBE).shape == (1, 1, 2, 9, 8)
     assert pad_rows(frames).shape[-2] == 12
     with pytest.raises(ValueError, match="multiple of 4, got 10"):
-        network.encode(torch.randn(1, 2, 2, 8, 10, dtype=torch.float64), True)
+        network.encode(torch.randn(1, 2, 2, 8, 10, dtype=torch.float64), GLOBE)
 
 
 def test_samples_have_the_gaussian_s_moments() -> None:
@@ -274,9 +280,9 @@ def test_forecasts_have_their_shape_and_are_reproducible(modules: dict[str, Fore
     for name, module in modules.items():
         with torch.no_grad():
             torch.manual_seed(3)
-            first = module.ensemble_forecast(frames, 3, 5, True)
+            first = module.ensemble_forecast(frames, 3, 5, GLOBE)
             torch.manual_seed(3)
-            again = module.ensemble_forecast(frames, 3, 5, True)
+            again = module.ensemble_forecast(frames, 3, 5, GLOBE)
         assert first.shape == (3, sizes[name], *frames.shape[1:])
         assert torch.equal(first, again)
 
@@ -284,7 +290,7 @@ def test_forecasts_have_their_shape_and_are_reproducible(modules: dict[str, Fore
 def test_members_differ_and_grow_apart(modules: dict[str, ForecastMethod]) -> None:
     module = modules["fuxi_ens"]
     with torch.no_grad():
-        forecast = module.ensemble_forecast(module.task.fields.anomalies[4:6], 3, 6, True)  # type: ignore[attr-defined]
+        forecast = module.ensemble_forecast(module.task.fields.anomalies[4:6], 3, 6, GLOBE)  # type: ignore[attr-defined]
     spread = forecast.std(1).mean((1, 2, 3))
     assert float(spread[0]) > 0
     assert float(spread[2]) > float(spread[0])
@@ -293,8 +299,8 @@ def test_members_differ_and_grow_apart(modules: dict[str, ForecastMethod]) -> No
 def test_persistence_and_climatology_are_what_they_say(modules: dict[str, ForecastMethod]) -> None:
     fields = modules["persistence"].task.fields  # type: ignore[attr-defined]
     frames = fields.anomalies[6:8]
-    assert torch.equal(modules["persistence"].ensemble_forecast(frames, 4, 5, True)[3, 0], fields.anomalies[7])
-    climate = modules["climatology"].ensemble_forecast(frames, 4, 5, True)
+    assert torch.equal(modules["persistence"].ensemble_forecast(frames, 4, 5, GLOBE)[3, 0], fields.anomalies[7])
+    climate = modules["climatology"].ensemble_forecast(frames, 4, 5, GLOBE)
     assert torch.equal(climate[0], fields.anomalies[:6])
     assert torch.equal(climate[3], fields.anomalies[:6])
 

@@ -1,7 +1,8 @@
 """Gridded fields read from zarr, and their tiles: windows in time and space with the longitude wrapped.
 
 A data set is a zarr group with arrays (time, latitude, longitude), a `split` by time and a group `statistics` (see
-`relent.data.isentropic`). Networks see anomalies from the base state, divided by the training standard deviation.
+`relent.data.isentropic`); `trajectory` and `usable` by time are optional. Networks see anomalies from the base state,
+divided by the training standard deviation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 
 from relent.data.receipt import check_receipt
 from relent.errors import DataError
+from relent.grid import Topology
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,11 +36,16 @@ class Fields:
 
     variables: tuple[str, ...]
     attributes: dict[str, dict[str, str]]
-    """By variable: `long_name`, `standard_name`, `units`."""
+    """By variable: `long_name`, `standard_name`, `units`, `role`."""
     time: np.ndarray
+    trajectory: np.ndarray
+    """By step: number of the unbroken sequence that it belongs to (one, for a reanalysis)."""
+    usable: np.ndarray
+    """By step: whether all variables are known."""
     latitude: np.ndarray
     longitude: np.ndarray
     step_hours: int
+    topology: Topology
     splits: dict[str, list[int]]
     anomalies: Tensor
     base: Tensor
@@ -48,24 +55,58 @@ class Fields:
     checksum: str
 
     @property
-    def cyclic(self) -> bool:
-        """Whether the longitudes go around the globe."""
-        return bool(np.isclose(np.diff(self.longitude[:2])[0] * self.longitude.size, 360))
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return len(self.latitude), len(self.longitude)
+
+    def frames(self, start: int, length: int, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        """Consecutive frames, or a tile of them, as standardised anomalies.
+
+        Args:
+            start: First step.
+            length: Number of steps.
+            rows, columns: Indices of a tile's rows and columns (they may wrap); None: all.
+
+        Returns:
+            (length, C, h, w), float32.
+        """
+        frames = self.anomalies[start : start + length]
+        frames = frames if rows is None else frames[:, :, rows]
+        return frames if columns is None else frames[..., columns]
+
+    def unbroken(self, start: int, length: int) -> bool:
+        """Whether these steps are usable and follow one another."""
+        steps = slice(start, start + length)
+        return bool(self.usable[steps].all()) and len(np.unique(self.trajectory[steps])) == 1
 
     def physical(self, anomalies: Tensor) -> Tensor:
         """Values (…, channel, latitude, longitude) in the variables' own units."""
         return anomalies * self.std[:, None, None] + self.base[:, :, None]
 
-    def cases(self, split: str, n_leads: int) -> list[tuple[int, list[int]]]:
+    def cases(self, split: str, n_leads: int, stride: int = 1) -> list[tuple[int, list[int]]]:
         """Initial steps and the leads (in steps, from 1 to `n_leads`) whose valid time lies in a split.
 
         A forecast may start from training steps (its two input frames), but starts at the last of them at the earliest,
         so that no step on the way to its target has been a target in training.
+
+        Args:
+            split: Where the targets lie.
+            n_leads: Longest lead.
+            stride: Take every such initial step of a trajectory.
         """
         targets = set(self.splits[split])
-        first = self.splits["train"][-1]
-        pairs = [(i, [k for k in range(1, n_leads + 1) if i + k in targets]) for i in range(first, len(self.time))]
-        return [(initial, leads) for initial, leads in pairs if leads]
+        cases = []
+        for number in np.unique(self.trajectory):
+            steps = np.flatnonzero(self.trajectory == number)
+            trained = [step for step in self.splits["train"] if self.trajectory[step] == number]
+            first = trained[-1] if trained else int(steps[0]) + 1
+            found = [(i, self._leads(i, int(steps[-1]), n_leads, targets)) for i in range(first, int(steps[-1]))]
+            cases += [(i, leads) for i, leads in found if leads and self.unbroken(i - 1, 2)][::stride]
+        return cases
+
+    def _leads(self, initial: int, last: int, n_leads: int, targets: set[int]) -> list[int]:
+        longest = min(n_leads, last - initial)
+        return [k for k in range(1, longest + 1) if initial + k in targets and self.usable[initial + k]]
 
 
 def read_fields(folder: Path | str) -> Fields:
@@ -96,20 +137,30 @@ def _fields(dataset: xr.Dataset, statistics: xr.Dataset, store: Path, checksum: 
     values = torch.from_numpy(np.stack([dataset[name].values for name in variables], axis=1).astype(np.float32))
     known = {key: [statistics[f"{name}_{key}"].values for name in variables] for key in _STATISTICS}
     tensors = {key: torch.from_numpy(np.stack(rows).astype(np.float32)) for key, rows in known.items()}
-    _check_finite({"fields": values, **tensors}, store)
-    codes = dataset["split"].values
+    codes, n_steps = dataset["split"].values, dataset.sizes["time"]
+    usable = dataset["usable"].values.astype(bool) if "usable" in dataset else np.ones(n_steps, dtype=bool)
+    _check_finite({"fields": values[torch.from_numpy(usable)], **tensors}, store)
+    longitude = dataset["longitude"].values.astype(np.float64)
     return Fields(
         variables=variables,
         attributes={name: dict(dataset[name].attrs) for name in variables},
         time=dataset["time"].values,
+        trajectory=dataset["trajectory"].values if "trajectory" in dataset else np.zeros(n_steps, dtype=int),
+        usable=usable,
         latitude=dataset["latitude"].values.astype(np.float64),
-        longitude=dataset["longitude"].values.astype(np.float64),
+        longitude=longitude,
+        topology=Topology(dataset.attrs.get("topology", _topology(longitude))),
         step_hours=int(dataset.attrs["step_hours"]),
         splits={name: np.flatnonzero(codes == code).tolist() for code, name in enumerate(SPLITS)},
         anomalies=(values - tensors["base"][:, :, None]) / tensors["std"][:, None, None],
         checksum=checksum,
         **tensors,
     )
+
+
+def _topology(longitude: np.ndarray) -> Topology:
+    around = np.isclose(np.diff(longitude[:2])[0] * longitude.size, 360)
+    return Topology.globe if around else Topology.regional
 
 
 _STATISTICS = ("base", "std", "damping", "residual_std")
@@ -147,17 +198,23 @@ class Windows:
         Raises:
             ValueError: The tile is larger than the grid, or the split is shorter than a window.
         """
-        height, width = fields.anomalies.shape[-2:]
+        height, width = fields.shape
         if tile > height or tile > width:
             raise ValueError(f"a tile of {tile} × {tile} points does not fit the grid of {height} × {width}")
         steps = set(fields.splits[split])
         first_target = 0 if split == "train" else 2
         last = len(fields.time) - length
-        starts = [s for s in range(last + 1) if all(s + k in steps for k in range(first_target, length))]
+        starts = [
+            s
+            for s in range(last + 1)
+            if all(s + k in steps for k in range(first_target, length)) and fields.unbroken(s, length)
+        ]
         if not starts:
             raise ValueError(f"the {split} split ({len(steps)} steps) has no {length} consecutive steps")
-        last_column = width - 1 if fields.cyclic else width - tile
-        return cls(starts, range(0, height - tile + 1, stride), range(0, last_column + 1, stride))
+        wraps = fields.topology
+        last_row = height - 1 if wraps.wraps_rows else height - tile
+        last_column = width - 1 if wraps.wraps_columns else width - tile
+        return cls(starts, range(0, last_row + 1, stride), range(0, last_column + 1, stride))
 
     def __len__(self) -> int:
         return len(self.starts) * len(self.rows) * len(self.columns)
@@ -188,7 +245,8 @@ class TileDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start, row, column = self.windows[index]
-        columns = (column + torch.arange(self.tile)) % self.fields.anomalies.shape[-1]
-        rows = slice(row, row + self.tile)
-        frames = self.fields.anomalies[start : start + self.length, :, rows][..., columns]
+        height, width = self.fields.shape
+        rows = (row + torch.arange(self.tile)) % height
+        columns = (column + torch.arange(self.tile)) % width
+        frames = self.fields.frames(start, self.length, rows, columns)
         return {"frames": frames, "weights": self.weights[rows]}

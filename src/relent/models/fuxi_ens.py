@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relent.grid import Topology
+
 FACTOR = 4
 """Grid points a side of one cell of the latent map."""
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -40,16 +42,18 @@ class Features(NamedTuple):
 
 
 class GridConvolution(nn.Module):
-    """3 × 3 convolution on a latitude–longitude grid: rows are replicated at the border, columns wrapped if cyclic."""
+    """3 × 3 convolution on a latitude–longitude grid: borders wrap as its topology says, else are replicated."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, 3, stride=stride)
 
-    def forward(self, x: Tensor, cyclic: bool) -> Tensor:
+    def forward(self, x: Tensor, topology: Topology) -> Tensor:
         """Convolve (B, C, H, W)."""
-        x = F.pad(x, (1, 1, 0, 0), mode="circular" if cyclic else "replicate")
-        output: Tensor = self.convolution(F.pad(x, (0, 0, 1, 1), mode="replicate"))
+        x = F.pad(x, (1, 1, 0, 0), mode="circular" if topology.wraps_columns else "replicate")
+        output: Tensor = self.convolution(
+            F.pad(x, (0, 0, 1, 1), mode="circular" if topology.wraps_rows else "replicate")
+        )
         return output
 
 
@@ -62,9 +66,9 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.convolution.weight)
         nn.init.zeros_(self.second.convolution.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, cyclic: bool) -> Tensor:
+    def forward(self, x: Tensor, topology: Topology) -> Tensor:
         """Add the branch."""
-        branch: Tensor = self.second(F.silu(self.first(F.silu(x), cyclic)), cyclic)
+        branch: Tensor = self.second(F.silu(self.first(F.silu(x), topology)), topology)
         return x + branch
 
 
@@ -78,10 +82,10 @@ class Encoder(nn.Module):
         self.down = GridConvolution(width, 2 * width, stride=2)
         self.coarse = ResidualBlock(2 * width)
 
-    def forward(self, frames: Tensor, cyclic: bool) -> Features:
+    def forward(self, frames: Tensor, topology: Topology) -> Features:
         """Encode frames whose height and width are multiples of four."""
-        fine = self.fine(self.stem(F.pixel_unshuffle(frames.flatten(1, 2), 2), cyclic), cyclic)
-        return Features(fine, self.coarse(self.down(F.silu(fine), cyclic), cyclic))
+        fine = self.fine(self.stem(F.pixel_unshuffle(frames.flatten(1, 2), 2), topology), topology)
+        return Features(fine, self.coarse(self.down(F.silu(fine), topology), topology))
 
 
 class Prior(nn.Module):
@@ -92,9 +96,9 @@ class Prior(nn.Module):
         self.hidden = GridConvolution(2 * width, 2 * width)
         self.head = GridConvolution(2 * width, 2 * latent_channels)
 
-    def forward(self, coarse: Tensor, cyclic: bool) -> LatentGaussian:
+    def forward(self, coarse: Tensor, topology: Topology) -> LatentGaussian:
         """Gaussian of the latent map."""
-        return _gaussian(self.head(F.silu(self.hidden(F.silu(coarse), cyclic)), cyclic))
+        return _gaussian(self.head(F.silu(self.hidden(F.silu(coarse), topology)), topology))
 
 
 class Posterior(nn.Module):
@@ -107,12 +111,12 @@ class Posterior(nn.Module):
         self.hidden = GridConvolution(4 * width, 2 * width)
         self.head = GridConvolution(2 * width, 2 * latent_channels)
 
-    def forward(self, frames: Tensor, increment: Tensor, coarse: Tensor, cyclic: bool) -> LatentGaussian:
+    def forward(self, frames: Tensor, increment: Tensor, coarse: Tensor, topology: Topology) -> LatentGaussian:
         """Gaussian of the latent map."""
         seen = torch.cat([frames, increment.unsqueeze(1)], dim=1).flatten(1, 2)
-        own = self.down(F.silu(self.stem(F.pixel_unshuffle(seen, 2), cyclic)), cyclic)
-        hidden = self.hidden(F.silu(torch.cat([own, coarse], dim=1)), cyclic)
-        return _gaussian(self.head(F.silu(hidden), cyclic))
+        own = self.down(F.silu(self.stem(F.pixel_unshuffle(seen, 2), topology)), topology)
+        hidden = self.hidden(F.silu(torch.cat([own, coarse], dim=1)), topology)
+        return _gaussian(self.head(F.silu(hidden), topology))
 
 
 def _gaussian(output: Tensor) -> LatentGaussian:
@@ -133,11 +137,11 @@ class Decoder(nn.Module):
             # A small correction at first: the forecast starts near damped persistence.
             self.out.convolution.weight.mul_(0.3)
 
-    def forward(self, features: Features, cyclic: bool) -> Tensor:
+    def forward(self, features: Features, topology: Topology) -> Tensor:
         """Decode."""
-        up = F.pixel_shuffle(self.up(F.silu(self.coarse(features.coarse, cyclic)), cyclic), 2)
-        hidden = self.fine(up + features.fine, cyclic)
-        return F.pixel_shuffle(self.out(F.silu(hidden), cyclic), 2)
+        up = F.pixel_shuffle(self.up(F.silu(self.coarse(features.coarse, topology)), topology), 2)
+        hidden = self.fine(up + features.fine, topology)
+        return F.pixel_shuffle(self.out(F.silu(hidden), topology), 2)
 
 
 class ForecastNetwork(nn.Module):
@@ -149,8 +153,8 @@ class ForecastNetwork(nn.Module):
         width: w, channels at half resolution.
         latent_channels: D, channels of the latent map.
 
-    The width of the grid must be a multiple of four; rows are padded to one. `cyclic` says that the columns go around
-    the globe.
+    The width of the grid must be a multiple of four; rows are padded to one (on a torus they must be
+    one). `topology` says how the borders meet.
     """
 
     damping: Tensor
@@ -168,7 +172,7 @@ class ForecastNetwork(nn.Module):
         # A linear map without bias: z = 0 is the unperturbed forecast.
         self.perturbation = nn.Conv2d(latent_channels, 2 * width, 1, bias=False)
 
-    def encode(self, frames: Tensor, cyclic: bool) -> Features:
+    def encode(self, frames: Tensor, topology: Topology) -> Features:
         """h of frames (B, 2, C, H, W).
 
         Raises:
@@ -176,28 +180,28 @@ class ForecastNetwork(nn.Module):
         """
         if frames.shape[-1] % FACTOR:
             raise ValueError(f"the number of longitudes must be a multiple of {FACTOR}, got {frames.shape[-1]}")
-        features: Features = self.encoder(pad_rows(frames), cyclic)
+        features: Features = self.encoder(pad_rows(frames), topology)
         return features
 
-    def prior(self, features: Features, cyclic: bool) -> LatentGaussian:
+    def prior(self, features: Features, topology: Topology) -> LatentGaussian:
         """Θ_p of the latent map, from the state alone."""
-        gaussian: LatentGaussian = self.prior_head(features.coarse, cyclic)
+        gaussian: LatentGaussian = self.prior_head(features.coarse, topology)
         return gaussian
 
-    def posterior(self, frames: Tensor, truth: Tensor, features: Features, cyclic: bool) -> LatentGaussian:
+    def posterior(self, frames: Tensor, truth: Tensor, features: Features, topology: Topology) -> LatentGaussian:
         """Θ_q of the latent map, from the state and the true next frame (B, C, H, W)."""
         increment = (truth - self.damping * frames[:, -1]) / self.residual_std
-        gaussian: LatentGaussian = self.posterior_head(pad_rows(frames), pad_rows(increment), features.coarse, cyclic)
+        gaussian: LatentGaussian = self.posterior_head(pad_rows(frames), pad_rows(increment), features.coarse, topology)
         return gaussian
 
-    def decode(self, frames: Tensor, features: Features, latent: Tensor | None, cyclic: bool) -> Tensor:
+    def decode(self, frames: Tensor, features: Features, latent: Tensor | None, topology: Topology) -> Tensor:
         """Next frame of every member in one pass.
 
         Args:
             frames: (B, 2, C, H, W).
             features: Of these frames.
             latent: (M, B, D, H/4, W/4); None: z = 0 and M = 1.
-            cyclic: Whether columns wrap.
+            topology: How the borders meet.
 
         Returns:
             (M, B, C, H, W), standardised.
@@ -208,7 +212,7 @@ class ForecastNetwork(nn.Module):
         if latent is not None:
             coarse = coarse + self.perturbation(latent.flatten(0, 1))
         height = frames.shape[-2]
-        output: Tensor = self.decoder(Features(fine, coarse), cyclic)[..., :height, :]
+        output: Tensor = self.decoder(Features(fine, coarse), topology)[..., :height, :]
         output = output.reshape(members, len(frames), *output.shape[1:])
         return self.damping * frames[:, -1] + self.residual_std * output
 

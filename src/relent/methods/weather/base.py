@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relent.data.tiles import Fields
 from relent.divergences.gaussian import diagonal_gaussian_kl
+from relent.grid import Topology
 from relent.methods.base import Method
 from relent.models.fuxi_ens import ForecastNetwork, LatentGaussian
 from relent.scores.crps import crps_ensemble
@@ -75,32 +76,32 @@ def latent_kl(first: LatentGaussian, second: LatentGaussian, truth: Tensor) -> K
 class ForecastMethod(Method):
     """A method that makes ensemble forecasts."""
 
-    def ensemble_forecast(self, frames: Tensor, steps: int, members: int, cyclic: bool) -> Tensor:
+    def ensemble_forecast(self, frames: Tensor, steps: int, members: int, topology: Topology) -> Tensor:
         """Forecast of one initial state, each member fed with its own output.
 
         Args:
             frames: (2, C, H, W), one step apart.
             steps: Number of steps.
             members: Members asked for; a method that has fewer (one, for a deterministic one) gives fewer.
-            cyclic: Whether the columns go around the globe.
+            topology: How the borders of the grid meet.
 
         Returns:
             (steps, M, C, H, W). No method sees anything later than `frames`.
         """
         states, forecasts = frames[None], []
         for _ in range(steps):
-            following = self.advance(states, members, cyclic)
+            following = self.advance(states, members, topology)
             forecasts.append(following)
             states = torch.stack([states[:, 1].expand_as(following), following], dim=1)
         return torch.stack(forecasts)
 
-    def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """One step of each member.
 
         Args:
             states: (M', 2, C, H, W), with M' = 1 at the first step and M' = M later.
             members: M.
-            cyclic: Whether the columns go around the globe.
+            topology: How the borders of the grid meet.
 
         Returns:
             (M, C, H, W).
@@ -156,10 +157,11 @@ class NetworkForecast(ForecastMethod):
     def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
         """Named terms of a batch, `loss` among them."""
 
-    def cyclic(self, frames: Tensor) -> bool:
-        """Whether tiles of this width go around the globe."""
+    def topology(self, frames: Tensor) -> Topology:
+        """How the borders of tiles of this size meet."""
         fields: Fields = self.task.fields  # type: ignore[attr-defined]
-        return fields.cyclic and frames.shape[-1] == len(fields.longitude)
+        height, width = fields.shape
+        return fields.topology.of_tile(all_rows=frames.shape[-2] == height, all_columns=frames.shape[-1] == width)
 
 
 class VariationalForecast(NetworkForecast):
@@ -174,26 +176,26 @@ class VariationalForecast(NetworkForecast):
     ) -> dict[str, Tensor]:
         """Named terms of one step: members (M, B, C, H, W), truth (B, C, H, W), weights (B, H)."""
 
-    def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """One step with latents from the prior P."""
-        features = self.network.encode(states, cyclic)
-        prior = self.network.prior(features, cyclic)
+        features = self.network.encode(states, topology)
+        prior = self.network.prior(features, topology)
         draws = members if len(states) == 1 else 1
-        return self.network.decode(states, features, prior.sample(draws), cyclic).flatten(0, 1)
+        return self.network.decode(states, features, prior.sample(draws), topology).flatten(0, 1)
 
     def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
         """K steps: the members' own states are fed back, Q sees each step's truth, gradients go through all steps."""
         frames, weights = batch["frames"], batch["weights"]
-        cyclic, n_members = self.cyclic(frames), self.config.members
+        topology, n_members = self.topology(frames), self.config.members
         states, totals = frames[:, :2], dict[str, Tensor]()
         for step in range(length):
             truth = frames[:, 2 + step]
             repeats = len(states) // len(truth)
-            features = self.network.encode(states, cyclic)
-            prior = self.network.prior(features, cyclic)
-            posterior = self.network.posterior(states, filled(truth).repeat(repeats, 1, 1, 1), features, cyclic)
+            features = self.network.encode(states, topology)
+            prior = self.network.prior(features, topology)
+            posterior = self.network.posterior(states, filled(truth).repeat(repeats, 1, 1, 1), features, topology)
             latent = self.training_latents(posterior, prior, n_members if repeats == 1 else 1)
-            following = self.network.decode(states, features, latent, cyclic).flatten(0, 1)
+            following = self.network.decode(states, features, latent, topology).flatten(0, 1)
             members = following.reshape(n_members, *truth.shape)
             for name, value in self.objective(members, truth, posterior, prior, weights).items():
                 totals[name] = totals.get(name, 0) + value / length
@@ -217,13 +219,13 @@ class VariationalForecast(NetworkForecast):
         Q sees the target: only the gap between the two is of interest (a prior hole, or a collapsed posterior).
         """
         frames, weights, truth = batch["frames"], batch["weights"], batch["frames"][:, 2]
-        states, cyclic = frames[:, :2], self.cyclic(frames)
-        features = self.network.encode(states, cyclic)
-        prior = self.network.prior(features, cyclic)
-        posterior = self.network.posterior(states, filled(truth), features, cyclic)
+        states, topology = frames[:, :2], self.topology(frames)
+        features = self.network.encode(states, topology)
+        prior = self.network.prior(features, topology)
+        posterior = self.network.posterior(states, filled(truth), features, topology)
         terms = {"active_units": latent_kl(posterior, prior, truth).active}
         for name, gaussian in (("prior", prior), ("posterior", posterior)):
-            members = self.network.decode(states, features, gaussian.sample(max(2, self.config.members)), cyclic)
+            members = self.network.decode(states, features, gaussian.sample(max(2, self.config.members)), topology)
             terms |= {f"{key}_{name}": value for key, value in ensemble_terms(members, truth, weights).items()}
         for name, value in terms.items():
             self.log(f"validation/{name}", value, batch_size=len(frames))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from relent.grid import Topology
 from relent.methods.config import MethodConfig
 from relent.methods.weather.base import FixedForecast
 
@@ -27,6 +28,6 @@ class Climatology(FixedForecast):
         """Keep the training states (M, C, H, W)."""
         self.register_buffer("states", self.fields.anomalies[self.fields.splits["train"]])
 
-    def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """The training states."""
         return self.states

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relent.grid import Topology
 from relent.methods.config import MethodConfig, hyperparameter
 from relent.methods.weather.base import Batch, NetworkForecast, row_weighted_mean
 
@@ -37,16 +38,16 @@ class DeterministicL1(NetworkForecast):
         """Drop prior, posterior and perturbation; encoder and decoder start as in the ensemble methods."""
         del self.network.prior_head, self.network.posterior_head, self.network.perturbation
 
-    def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """One step with z = 0."""
-        return self.network.decode(states, self.network.encode(states, cyclic), None, cyclic).flatten(0, 1)
+        return self.network.decode(states, self.network.encode(states, topology), None, topology).flatten(0, 1)
 
     def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
         """Absolute error of K steps."""
-        frames, cyclic = batch["frames"], self.cyclic(batch["frames"])
+        frames, topology = batch["frames"], self.topology(batch["frames"])
         states, losses = frames[:, :2], []
         for step in range(length):
-            following = self.advance(states, 1, cyclic)
+            following = self.advance(states, 1, topology)
             losses.append(deterministic_l1_loss(following, frames[:, 2 + step], batch["weights"]))
             states = torch.stack([states[:, 1], following], dim=1)
         return {"loss": torch.stack(losses).mean()}

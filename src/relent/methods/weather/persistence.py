@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from relent.grid import Topology
 from relent.methods.config import MethodConfig
 from relent.methods.weather.base import FixedForecast
 
@@ -15,6 +16,6 @@ class Config(MethodConfig):
 class Persistence(FixedForecast):
     """Repeats the last input frame at every lead time."""
 
-    def advance(self, states: Tensor, members: int, cyclic: bool) -> Tensor:
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """The last frame, unchanged."""
         return states[:, 1]

@@ -178,7 +178,7 @@ class Forecasts:
                 f"{self.path}: {variable} from {time} at lead step {lead} is not finite: "
                 "a chunk is missing or the run diverged; train it again"
             )
-        truth = fields.physical(fields.anomalies[initial + lead])[fields.variables.index(variable)]
+        truth = fields.physical(fields.frames(initial + lead, 1)[0])[fields.variables.index(variable)]
         return members, truth
 
     def window(self, initial: int, lead: int) -> str:

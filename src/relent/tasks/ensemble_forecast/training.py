@@ -89,8 +89,8 @@ class Task(TrainingTask):
         cases = fields.cases("test", options.lead_steps)
         with ForecastWriter(folder / "predictions.zarr", fields, [i for i, _ in cases], options.lead_steps) as writer:
             for initial, leads in cases:
-                frames = fields.anomalies[initial - 1 : initial + 1].to(module.device)
-                forecast = module.ensemble_forecast(frames, max(leads), options.members, fields.cyclic)  # type: ignore[operator]
+                frames = fields.frames(initial - 1, 2).to(module.device)
+                forecast = module.ensemble_forecast(frames, max(leads), options.members, fields.topology)  # type: ignore[operator]
                 for lead in leads:
                     values = fields.physical(forecast[lead - 1].float().cpu())
                     writer.write(initial, lead, values, options.keep_bits)
