@@ -66,7 +66,7 @@ def hand_written(spec: Any, duties: bool, our_loss: bool, scratch: Path) -> tupl
 
     module, _, task = build(spec)
     network, config = module.network, module.config
-    images, labels, logits = task.data.images, task.data.labels, task.teacher["logits"]
+    images, labels, logits = task.data.inputs, task.data.labels, task.teacher["logits"]
     items, validation = (task.data.items(split) for split in ("student", "validation"))
     alpha, tau = config.alpha, config.temperature
     parameters = list(network.parameters())
@@ -136,7 +136,7 @@ def ours(spec: Any, folder: Path, run_teacher: bool, threads: int) -> tuple[floa
 
         def step(self: Any, batch: dict[str, Any], batch_idx: int) -> Any:
             with torch.no_grad():
-                fresh = network(batch["image"]).logits
+                fresh = network(batch["input"]).logits
             return stored_step(self, batch | {"teacher_logits": fresh}, batch_idx)
 
         KnowledgeDistillation.training_step = step  # type: ignore[method-assign]

@@ -50,7 +50,7 @@ def write_patterns(folder: Path, classes: int = 5, each: int = 40, size: int = 6
     split = np.tile(np.array([0, 0, 1, 2, 3], dtype=np.int8), len(labels))[: len(labels)]
     folder.mkdir(parents=True, exist_ok=True)
     group = zarr.create_group(store=folder / "dataset.zarr")
-    group.create_array("images", data=images.clip(0, 255).astype(np.uint8), chunks=(64, size, size))
+    group.create_array("inputs", data=images.clip(0, 255).astype(np.uint8), chunks=(64, size, size))
     group.create_array("labels", data=labels)
     group.create_array("split", data=split)
     group.create_array("source", data=(np.arange(len(labels)) % 2).astype(np.int8))

@@ -29,7 +29,7 @@ import math
 import numpy as np
 import torch
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.distillation.base import ClassifierMethod
+from relent.methods.classifier import ClassifierMethod
 
 
 class Config(MethodConfig):

@@ -85,9 +85,9 @@ def test_the_modules_train_by_the_formulas(catalogue: Catalogue, changed, smooth
     module, datamodule, _ = build(changed(spec, smoothing=smoothing))
     plain_module, _, _ = build(catalogue.stage_spec(Run("patterns", "cross_entropy", "default", "smoke", 0)))
     batch = next(iter(datamodule.train_dataloader()))
-    logits = module.network(batch["image"]).logits
+    logits = module.network(batch["input"]).logits
     expected = F.cross_entropy(logits, batch["label"], label_smoothing=smoothing)
-    torch.testing.assert_close(sum(module.terms(module.network(batch["image"]), batch).values()), expected)
+    torch.testing.assert_close(sum(module.terms(module.network(batch["input"]), batch).values()), expected)
     if smoothing == 0:
-        ours, theirs = (sum(m.terms(m.network(batch["image"]), batch).values()) for m in (module, plain_module))
+        ours, theirs = (sum(m.terms(m.network(batch["input"]), batch).values()) for m in (module, plain_module))
         assert ours.item() == theirs.item()

@@ -40,7 +40,7 @@ def test_teachers_reach_both_extremes(found):
 
 def test_huge_images_saturate_the_student(trained, found):
     network = build(trained)[0].network
-    assert network(found["images × 1e4"]["image"]).logits.abs().max() > 1e3
+    assert network(found["images × 1e4"]["input"]).logits.abs().max() > 1e3
 
 
 def test_without_a_teacher_there_are_no_teacher_batches(trained):

@@ -20,11 +20,11 @@ def folder(patterns: Path) -> Path:
 
 def test_images_are_standardised_by_the_student_split_alone(folder):
     data = read_data(folder)
-    raw = zarr.open_group(folder / "dataset.zarr", mode="r")["images"][...].astype(np.float64)
+    raw = zarr.open_group(folder / "dataset.zarr", mode="r")["inputs"][...].astype(np.float64)
     chosen = raw[data.items("student").numpy()]
     expected = (raw - chosen.mean()) / chosen.std()
-    np.testing.assert_allclose(data.images[:, 0].numpy(), expected, rtol=1e-4, atol=1e-4)
-    assert data.images.dtype == torch.float32
+    np.testing.assert_allclose(data.inputs[:, 0].numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert data.inputs.dtype == torch.float32
     assert data.labels.dtype == torch.int64
 
 

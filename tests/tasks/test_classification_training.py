@@ -10,7 +10,7 @@ import zarr
 from safetensors.torch import load_file
 
 from relent.errors import ConfigError
-from relent.models.classifiers import build_classifier
+from relent.models.classifiers import InputShape, build_classifier
 from relent.tasks.classification.data import read_data, read_teacher
 from relent.train.stage import build
 
@@ -22,7 +22,7 @@ def test_a_batch_pairs_each_item_with_its_own_label_and_teacher_output(trained):
     for batch in datamodule.train_dataloader():
         index = batch["index"]
         seen += index.tolist()
-        assert torch.equal(batch["image"], task.data.images[index])
+        assert torch.equal(batch["input"], task.data.inputs[index])
         assert torch.equal(batch["label"], task.data.labels[index])
         assert torch.equal(batch["teacher_logits"], teacher["logits"][index])
         assert torch.equal(batch["teacher_features"], teacher["features"][index])
@@ -50,7 +50,7 @@ def test_predictions_are_those_of_the_stored_weights(trained, split):
     index = torch.from_numpy(group[f"{split}/index"][...])
     assert torch.equal(index, task.data.items(split))
     with torch.no_grad():
-        expected = module(task.data.images[index]).logits
+        expected = module(task.data.inputs[index]).logits
     torch.testing.assert_close(torch.from_numpy(group[f"{split}/logits"][...]), expected)
     assert group.attrs["data_checksum"] == read_data(trained.inputs["data"]).checksum
 
@@ -61,7 +61,7 @@ def test_predictions_are_those_of_the_stored_weights(trained, split):
 )
 def test_an_unknown_network_or_option_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        build_classifier(options, 6, 5)
+        build_classifier(options, InputShape(size=6), 5)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_an_unknown_network_or_option_is_refused(options, message):
 )
 @pytest.mark.parametrize("size", [6, 7, 28])
 def test_networks_give_logits_penultimate_and_mid_features(options, size):
-    network = build_classifier(options, size, 5)
+    network = build_classifier(options, InputShape(size=size), 5)
     output = network(torch.randn(3, 1, size, size))
     assert output.logits.shape == (3, 5)
     assert output.features.shape == (3, 9)

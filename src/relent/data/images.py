@@ -156,7 +156,7 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     splits = assign_splits(labels, options["fractions"], seed)
 
     group = zarr.create_group(store=out / "dataset.zarr")
-    group.create_array("images", data=images, chunks=(2048, 28, 28))
+    group.create_array("inputs", data=images, chunks=(2048, 28, 28))
     group.create_array("labels", data=labels)
     group.create_array("split", data=splits)
     group.create_array("source", data=source)

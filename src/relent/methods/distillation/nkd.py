@@ -20,8 +20,8 @@ from relent.divergences.logits import (
     non_target_log_probs,
     tempered_log_probs,
 )
+from relent.methods.classifier import ClassifierMethod
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.distillation.base import ClassifierMethod
 from relent.models.classifiers import ClassifierOutput
 
 

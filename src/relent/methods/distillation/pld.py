@@ -21,8 +21,8 @@ from torch import Tensor
 
 from relent.divergences.logits import tempered_log_probs
 from relent.divergences.ranking import plackett_luce_loss, ranking_of
+from relent.methods.classifier import ClassifierMethod
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.distillation.base import ClassifierMethod
 from relent.models.classifiers import ClassifierOutput
 
 

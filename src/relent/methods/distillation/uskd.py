@@ -28,8 +28,8 @@ from relent.divergences.logits import (
     non_target_logits,
     tempered_log_probs,
 )
+from relent.methods.classifier import ClassifierMethod
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.distillation.base import ClassifierMethod
 from relent.models.classifiers import ClassifierOutput
 
 
@@ -123,7 +123,7 @@ class USKD(ClassifierMethod):
     def setup_method(self) -> None:
         """Add the weak head on the pooled output of the second-last stage."""
         with torch.no_grad():
-            sample = next(iter(self.task.datamodule(self.config, 0).val_dataloader()))["image"][:1]
+            sample = next(iter(self.task.datamodule(self.config, 0).val_dataloader()))["input"][:1]
             output: ClassifierOutput = self.network(sample)
         self.weak_head = nn.Linear(output.mid.shape[-1], output.logits.shape[-1])
 

@@ -17,15 +17,17 @@ HUGE = 1e4
 def batches(task: Task, datamodule: ClassificationDataModule) -> Iterator[tuple[str, Batch]]:
     """Named batches, the first one taken from the data as it is.
 
-    Huge images make huge student logits; equal images make equal ones in the whole batch. Where the stage reads a
+    Huge images make huge student logits; equal inputs (black images, texts without a known word) make equal ones in
+    the whole batch. Where the stage reads a
     teacher, its logits become huge of either sign, all equal, and one-hot at the label and at a wrong class.
     """
     batch: Batch = next(iter(datamodule.train_dataloader()))
-    image, label = batch["image"], batch["label"]
+    inputs, label = batch["input"], batch["label"]
     yield "data", batch
-    yield "images × 1e4", batch | {"image": HUGE * image}
-    yield "images × −1e4", batch | {"image": -HUGE * image}
-    yield "equal images", batch | {"image": torch.zeros_like(image)}
+    if inputs.is_floating_point():
+        yield "images × 1e4", batch | {"input": HUGE * inputs}
+        yield "images × −1e4", batch | {"input": -HUGE * inputs}
+    yield "equal inputs", batch | {"input": torch.zeros_like(inputs)}
     yield "one class", batch | {"label": torch.zeros_like(label)}
     yield "one item", {name: values[:1] for name, values in batch.items()}
     if "teacher_logits" not in batch:
@@ -38,4 +40,5 @@ def batches(task: Task, datamodule: ClassificationDataModule) -> Iterator[tuple[
     yield "equal teacher", batch | {"teacher_logits": torch.zeros_like(teacher)}
     yield "one-hot teacher", batch | {"teacher_logits": hot}
     yield "one-hot teacher, wrong", batch | {"teacher_logits": hot.roll(1, dims=-1)}
-    yield "all huge", batch | {"image": HUGE * image, "teacher_logits": -HUGE * teacher}
+    if inputs.is_floating_point():
+        yield "all huge", batch | {"input": HUGE * inputs, "teacher_logits": -HUGE * teacher}

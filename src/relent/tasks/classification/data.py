@@ -14,17 +14,19 @@ from torch import Tensor
 
 from relent.data.receipt import check_receipt
 from relent.errors import DataError
+from relent.models.classifiers import InputShape
 
 
 @dataclass(frozen=True)
 class ClassificationData:
     """A data set in memory.
 
-    Shapes: `images` (N, 1, H, W) float32, standardised by the student split; `labels` (N,) int64; `split` and `source`
-    (N,) int8, indices into `splits` and `sources`.
+    Shapes: `inputs` is either images (N, channels, H, W) float32, standardised by the student split, or token numbers
+    (N, L) int64 with 0 for padding; `labels` (N,) int64; `split` and `source` (N,) int8, indices into `splits` and
+    `sources`. `people` (N, C) float32 is the distribution of raters' labels, where there were several raters.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     split: NDArray[np.int8]
     source: NDArray[np.int8]
@@ -33,6 +35,18 @@ class ClassificationData:
     sources: list[str]
     checksum: str
     counts: dict[str, int]
+    vocabulary: int = 0
+    """Number of tokens, padding included; 0 for images."""
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    """Standardised values of black (0) and white (1): the size of an attack is stated for pixels from 0 to 1."""
+    people: Tensor | None = None
+
+    @property
+    def shape(self) -> InputShape:
+        """What a network must know of the inputs."""
+        if self.vocabulary:
+            return InputShape(length=self.inputs.shape[1], vocabulary=self.vocabulary)
+        return InputShape(channels=self.inputs.shape[1], size=self.inputs.shape[2])
 
     def items(self, split: str) -> Tensor:
         """Indices of a split, ascending."""
@@ -77,7 +91,7 @@ def read_data(folder: Path | str) -> ClassificationData:
     receipt = check_receipt(folder)
     group = zarr.open_group(place, mode="r")
     attributes: dict[str, Any] = dict(group.attrs)
-    raw = read_array(group, "images", place)
+    raw = read_array(group, "inputs", place)
     labels = read_array(group, "labels", place)
     split = read_array(group, "split", place)
     classes = list(attributes["classes"])
@@ -86,10 +100,13 @@ def read_data(folder: Path | str) -> ClassificationData:
             f"{place}/labels: reach from {labels.min()} to {labels.max()}, but there are {len(classes)} classes"
         )
     splits = list(attributes["splits"])
-    student = raw[split == splits.index("student")].astype(np.float32)
-    images = torch.from_numpy((raw.astype(np.float32) - student.mean()) / student.std()).unsqueeze(1)
+    vocabulary = int(attributes.get("vocabulary", 0))
+    if vocabulary:
+        inputs, pixel_range = torch.from_numpy(raw.astype(np.int64)), (0.0, 1.0)
+    else:
+        inputs, pixel_range = _images(raw, split, splits)
     return ClassificationData(
-        images,
+        inputs,
         torch.from_numpy(labels),
         split,
         read_array(group, "source", place),
@@ -98,7 +115,19 @@ def read_data(folder: Path | str) -> ClassificationData:
         list(attributes["sources"]),
         receipt["checksum"],
         receipt["counts"],
+        vocabulary,
+        pixel_range,
+        torch.from_numpy(read_array(group, "people", place)).float() if "people" in group else None,
     )
+
+
+def _images(raw: NDArray[np.uint8], split: NDArray[np.int8], splits: list[str]) -> tuple[Tensor, tuple[float, float]]:
+    """Images (N, H, W) or (N, H, W, channels), 0..255, standardised by one mean and deviation of the student split."""
+    student = raw[split == splits.index("student")].astype(np.float32)
+    mean, std = student.mean(), student.std()
+    values = torch.from_numpy((raw.astype(np.float32) - mean) / std)
+    images = values.unsqueeze(1) if values.ndim == 3 else values.permute(0, 3, 1, 2).contiguous()
+    return images, (float(-mean / std), float((255 - mean) / std))
 
 
 def read_teacher(folder: Path | str, data: ClassificationData) -> dict[str, Tensor]:

@@ -35,23 +35,63 @@ class DataOptions(Strict):
     )
 
 
-class ModelOptions(Strict):
-    """The network, see `relent.models.classifiers`."""
+class ConvNetOptions(Strict):
+    """A convolutional network on images."""
 
-    network: Literal["convnet", "mlp"] = Field("convnet", description="Kind of network.")
-    channels: list[Width] | None = Field(None, min_length=1, description="Channels of each stage (convnet).")
-    blocks: int | None = Field(None, ge=1, le=100, description="Convolutions a stage (convnet).")
-    hidden: Width | list[Width] = Field(description="Width of the hidden layer (convnet) or of each layer (mlp).")
+    network: Literal["convnet"]
+    channels: list[Width] = Field(min_length=2, description="Channels of each stage.")
+    blocks: int = Field(ge=1, le=100, description="Convolutions a stage.")
+    hidden: Width = Field(description="Width of the hidden layer: the penultimate features.")
 
-    @model_validator(mode="after")
-    def _fits_the_network(self) -> ModelOptions:
-        if self.network == "convnet" and (
-            self.channels is None or self.blocks is None or isinstance(self.hidden, list)
-        ):
-            raise ValueError("a convnet needs channels (a list), blocks and hidden (one number)")
-        if self.network == "mlp" and (self.channels or self.blocks or not isinstance(self.hidden, list)):
-            raise ValueError("an mlp needs hidden (a list of widths) and nothing else")
-        return self
+
+class MLPOptions(Strict):
+    """A multilayer perceptron on flattened images."""
+
+    network: Literal["mlp"]
+    hidden: list[Width] = Field(min_length=1, description="Width of each hidden layer.")
+
+
+class MixerOptions(Strict):
+    """An MLP-Mixer on images."""
+
+    network: Literal["mixer"]
+    patch: int = Field(ge=1, description="Side of a patch; divides the image.")
+    width: Width = Field(description="Channels of a position.")
+    blocks: int = Field(ge=1, le=100, description="Number of blocks.")
+
+
+class ViTOptions(Strict):
+    """A vision transformer on images."""
+
+    network: Literal["vit"]
+    patch: int = Field(ge=1, description="Side of a patch; divides the image.")
+    width: Width = Field(description="Channels of a position.")
+    blocks: int = Field(ge=1, le=100, description="Number of blocks.")
+    heads: int = Field(ge=1, description="Attention heads; divide the width.")
+
+
+class BagOptions(Strict):
+    """Mean of token embeddings and a perceptron (`bag`), or embeddings side by side and a perceptron (`window`)."""
+
+    network: Literal["bag", "window"]
+    width: Width = Field(description="Width of a token's embedding.")
+    hidden: list[Width] = Field(min_length=1, description="Width of each hidden layer.")
+
+
+class TextTransformerOptions(Strict):
+    """A transformer encoder on tokens."""
+
+    network: Literal["transformer"]
+    width: Width = Field(description="Width of a token's embedding.")
+    blocks: int = Field(ge=1, le=100, description="Number of blocks.")
+    heads: int = Field(ge=1, description="Attention heads; divide the width.")
+
+
+ModelOptions = Annotated[
+    ConvNetOptions | MLPOptions | MixerOptions | ViTOptions | BagOptions | TextTransformerOptions,
+    Field(discriminator="network"),
+]
+"""The network, see `relent.models.classifiers`."""
 
 
 class EvaluationOptions(Strict):

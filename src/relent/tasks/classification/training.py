@@ -35,7 +35,7 @@ class Items(Dataset[Batch]):
 
     def __getitems__(self, positions: list[int]) -> Batch:
         index = self.items[torch.as_tensor(positions)]
-        batch = {"image": self.data.images[index], "label": self.data.labels[index], "index": index}
+        batch = {"input": self.data.inputs[index], "label": self.data.labels[index], "index": index}
         return batch | {f"teacher_{name}": values[index] for name, values in self.teacher.items()}
 
 
@@ -97,7 +97,7 @@ class Task(TrainingTask):
         return ClassificationDataModule(self.data, self.teacher, self.spec.role, config, self.spec.seed, start_batch)
 
     def network(self) -> nn.Module:
-        return build_classifier(self.spec.model_options, self.data.images.shape[-1], self.classes)
+        return build_classifier(self.spec.model_options, self.data.shape, self.classes)
 
     def write_outputs(self, module: Method, folder: Path) -> None:
         """A run: `predictions.zarr` with logits of validation and test. A teacher: `outputs.zarr` with logits and
@@ -122,7 +122,7 @@ class Task(TrainingTask):
 
     def _predict(self, module: Method, items: Tensor) -> tuple[Tensor, Tensor]:
         reference = next(module.parameters())
-        outputs = [module(self.data.images[part].to(reference)) for part in torch.split(items, CHUNK)]
+        outputs = [module(self.data.inputs[part].to(reference.device)) for part in torch.split(items, CHUNK)]
         logits = torch.cat([output.logits.float().cpu() for output in outputs])
         return logits, torch.cat([output.features.float().cpu() for output in outputs])
 

@@ -28,14 +28,14 @@ class ClassifierMethod(Method):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Sum of the terms on one batch."""
-        terms = self.terms(self.network(batch["image"]), batch)
+        terms = self.terms(self.network(batch["input"]), batch)
         loss = torch.stack(list(terms.values())).sum()
         self.log_terms(terms | {"loss": loss})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
         """Accuracy and negative log-likelihood on the validation split."""
-        logits = self.network(batch["image"]).logits
+        logits = self.network(batch["input"]).logits
         size = len(logits)
         nll = label_cross_entropy(batch["label"], tempered_log_probs(logits), reduction="mean")
         self.log("validation/nll", nll, batch_size=size)
