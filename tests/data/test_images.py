@@ -62,8 +62,8 @@ def test_prepared_data_are_whole_balanced_and_standardised(prepared):
     assert data.classes == [*DIGITS, *ANIMALS]
     assert np.bincount(data.labels.numpy()).tolist() == [60] * 20
     assert receipt["counts"] == {"teacher": 600, "student": 180, "validation": 120, "test": 300}
-    assert data.images.shape == (1200, 1, 28, 28)
-    student = data.images[data.items("student")].double()
+    assert data.inputs.shape == (1200, 1, 28, 28)
+    student = data.inputs[data.items("student")].double()
     assert student.mean().item() == pytest.approx(0, abs=1e-5)
     assert student.std(correction=0).item() == pytest.approx(1, abs=1e-5)
     source = data.source[data.labels.numpy() < 10]
@@ -79,7 +79,7 @@ def test_no_image_stands_in_two_splits(prepared):
     """Of the animals, which differ by construction; the made-up digits are all alike."""
     group = zarr.open_group(prepared / "dataset.zarr", mode="r")
     animals = group["labels"][...] >= 10
-    images = group["images"][...][animals].reshape(animals.sum(), -1)
+    images = group["inputs"][...][animals].reshape(animals.sum(), -1)
     assert len(np.unique(images, axis=0)) == len(images)
 
 

@@ -14,7 +14,7 @@ import zarr
 from relent.data.receipt import check_receipt, refresh_receipt, sha256, write_receipt
 from relent.errors import DataError
 
-CHUNK = "dataset.zarr/images/c/0/0/0"
+CHUNK = "dataset.zarr/inputs/c/0/0/0"
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def test_refreshing_an_unchanged_data_set_writes_nothing(folder):
 
 def test_a_data_set_changed_on_purpose_gets_a_new_receipt(folder):
     before = json.loads(stamp(folder)[0])
-    images = zarr.open_group(folder / "dataset.zarr", mode="r+")["images"]
-    images[0] = np.full((6, 6), 7, dtype=np.uint8)
+    inputs = zarr.open_group(folder / "dataset.zarr", mode="r+")["inputs"]
+    inputs[0] = np.full((6, 6), 7, dtype=np.uint8)
     younger(folder / CHUNK, folder / "receipt.json")
     refresh_receipt(folder)
     after = check_receipt(folder, contents=True)

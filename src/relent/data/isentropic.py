@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from relent.data.receipt import sha256, write_receipt
+from relent.data.statistics import finish, moments
 from relent.errors import ConfigError, DataError, nearest
 
 SOURCE, FILE = "wavebreaking", "demo_data.nc"
@@ -223,35 +224,23 @@ def statistics(fields: xr.Dataset) -> xr.Dataset:
     """What a forecast model needs to know of the climate, from the training steps only.
 
     For each variable: `base` (latitude), the mean over steps and longitudes; `std`, of the anomalies from the base;
-    `damping`, the regression slope of an anomaly on the one six hours before; `residual_std`, of what the slope
-    leaves, in units of `std`. Means over latitude are weighted with cos(latitude).
+    `damping` (lead), the regression slope of an anomaly on the one `lead` steps before; `residual_std` (lead), of what
+    the slope leaves, in units of `std`. See `relent.data.statistics`.
     """
-    weights = np.cos(np.deg2rad(fields["latitude"].values.astype(float)))[:, None]
-    train = fields.isel(time=np.flatnonzero(fields["split"].values == TRAIN))
-    rows: dict[str, list[Any]] = {"base": [], "std": [], "damping": [], "residual_std": []}
-    for name in VARIABLES:
-        values = train[name].values.astype(float)
-        base = values.mean(axis=(0, 2))
-        anomaly = values - base[None, :, None]
-        std = np.sqrt(_mean(anomaly**2, weights))
-        before, after = anomaly[:-1], anomaly[1:]
-        damping = _mean(before * after, weights) / _mean(before**2, weights)
-        rows["base"].append(base)
-        rows["std"].append(std)
-        rows["damping"].append(damping)
-        rows["residual_std"].append(np.sqrt(_mean((after - damping * before) ** 2, weights)) / std)
-    result = xr.Dataset(coords={"latitude": fields["latitude"]})
-    for position, name in enumerate(VARIABLES):
-        units = VARIABLES[name].units
-        result[f"{name}_base"] = xr.DataArray(rows["base"][position], dims="latitude", attrs={"units": units})
-        result[f"{name}_std"] = xr.DataArray(rows["std"][position], attrs={"units": units})
+    train = fields["split"].values == TRAIN
+    n_leads = int(train.sum()) - 1
+    values = np.stack([fields[name].values for name in VARIABLES], axis=1)
+    shift = values[train].mean(axis=(0, 2, 3), dtype=np.float64)
+    found = finish(moments(values, shift, train, 0, n_leads), shift, fields["latitude"].values)
+    leads = ("lead", np.arange(1, n_leads + 1), {"long_name": "lead, steps"})
+    result = xr.Dataset(coords={"latitude": fields["latitude"], "lead": leads})
+    for channel, (name, variable) in enumerate(VARIABLES.items()):
+        units = {"units": variable.units}
+        result[f"{name}_base"] = xr.DataArray(found["base"][channel], dims="latitude", attrs=units)
+        result[f"{name}_std"] = xr.DataArray(found["std"][channel], attrs=units)
         for key in ("damping", "residual_std"):
-            result[f"{name}_{key}"] = xr.DataArray(rows[key][position], attrs={"units": "1"})
+            result[f"{name}_{key}"] = xr.DataArray(found[key][:, channel], dims="lead", attrs={"units": "1"})
     return result
-
-
-def _mean(values: np.ndarray, weights: np.ndarray) -> float:
-    return float(np.average(values, weights=np.broadcast_to(weights, values.shape)))
 
 
 def provenance(digest: str, coarsen: int) -> dict[str, str]:

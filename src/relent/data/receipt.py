@@ -7,11 +7,18 @@ SHA-256. Written last, it also marks the data set as whole.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relent.errors import DataError
 from relent.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import zarr
 
 NAME = "receipt.json"
 
@@ -28,17 +35,28 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def write_receipt(folder: Path | str, **metadata: Any) -> str:
+def write_receipt(folder: Path | str, known: Mapping[str, dict[str, Any]] | None = None, /, **metadata: Any) -> str:
     """List the files of a data set; returns the checksum of the whole.
 
     Args:
         folder: The data set's folder.
+        known: `bytes` and `sha256` of files that were measured when they were written; they are not read again.
         **metadata: What else a user wants to know: sources, licences, options, counts.
+
+    Raises:
+        DataError: A known file has another size than when it was written.
     """
-    folder = Path(folder)
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in _files(folder)
-    }
+    folder, known = Path(folder), known or {}
+    files = {}
+    for path in _files(folder):
+        name, size = str(path.relative_to(folder)), path.stat().st_size
+        if name in known and known[name]["bytes"] != size:
+            raise DataError(
+                f"{path}: holds {size} bytes, not the {known[name]['bytes']} that were written; run it again"
+            )
+        files[name] = known.get(name) or {"bytes": size, "sha256": sha256(path)}
+    for name in known.keys() - files.keys():
+        raise DataError(f"{folder / name}: is gone since it was written; run the data rule again")
     checksum = hashlib.sha256("".join(f"{k}{v['sha256']}" for k, v in files.items()).encode()).hexdigest()
     write_json(folder / NAME, metadata | {"checksum": checksum, "files": files})
     return checksum
@@ -100,8 +118,13 @@ def refresh_receipt(folder: Path, pinned: dict[str, str] | None = None) -> None:
         if not file.is_file():
             check_receipt(folder)
         status = file.stat()
-        if (status.st_size != expected["bytes"] or status.st_mtime_ns > stamp) and sha256(file) != expected["sha256"]:
-            changed.append(name)
+        if status.st_size != expected["bytes"] or status.st_mtime_ns > stamp:
+            if sha256(file) != expected["sha256"]:
+                changed.append(name)
+            else:
+                # A copied data set is younger than it says: read it once, not at every start.
+                with suppress(OSError):
+                    os.utime(file, ns=(stamp, stamp))
     if not changed:
         return
     for name in changed:
@@ -127,9 +150,17 @@ def _decode(folder: Path, changed: list[str]) -> None:
             try:
                 node = zarr.open(store=folder / name, mode="r")
                 if isinstance(node, zarr.Array):
-                    node[...]
+                    _decode_blocks(node)
             except Exception as error:
                 raise DataError(
                     f"{folder / name}: cannot be decoded ({type(error).__name__}: {error}); "
                     f"delete {folder} and run `snakemake data`"
                 ) from None
+
+
+def _decode_blocks(array: zarr.Array) -> None:
+    """Read an array block by block: it may be larger than memory."""
+    sides = array.shards or array.chunks
+    counts = [-(-size // side) for size, side in zip(array.shape, sides)]
+    for position in itertools.product(*map(range, counts)):
+        array[tuple(slice(n * side, (n + 1) * side) for n, side in zip(position, sides))]

@@ -1,0 +1,1 @@
+"""Gridded fields from any store or file, laid out as tiles: ERA5 zarr, anemoi-datasets, netCDF, GRIB."""

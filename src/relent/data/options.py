@@ -1,0 +1,97 @@
+"""Options of gridded data sets: what their `prepare` makes and how they are read. Free of numpy and torch.
+
+`OPTIONS` says which model checks the `data` of a task, by its data module; the same models are used by `prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from relent.data.gridded.options import GriddedSource
+from relent.errors import ConfigError
+from relent.manifest.yamlfile import explain
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DataOptions(BaseModel):
+    """How any gridded data set is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tile: int = Field(32, ge=8, le=2048, multiple_of=4, description="Side of a training tile, in grid points.")
+    tile_stride: int = Field(1, ge=1, description="Distance of neighbouring training tiles, in grid points.")
+    halo: int = Field(
+        0, ge=0, le=512, multiple_of=4, description="Points around a training tile that are input alone, on each side."
+    )
+    memory_mb: float = Field(
+        2000, gt=0, description="A data set laid out as tiles is read into memory up to this size, else from disk."
+    )
+    loader_processes: int = Field(
+        0, ge=0, le=64, description="Processes that read training tiles ahead; 0: the training process reads them."
+    )
+
+
+class IsentropicOptions(DataOptions):
+    """Fields on the 340 K isentrope."""
+
+    coarsen: int = Field(1, ge=1, le=20, description="Side of the blocks of grid points that are averaged.")
+
+
+class TwinOptions(DataOptions):
+    """Two-layer quasi-geostrophic flow: trajectories that begin independently, each after its own spin-up."""
+
+    mirror: bool = Field(True, description="Train on tiles mirrored in y with the opposite sign too: a symmetry.")
+    size: int = Field(ge=16, le=2048, multiple_of=4, description="Grid points a side.")
+    train_trajectories: int = Field(32, ge=1, description="Trajectories for training.")
+    train_steps: int = Field(130, ge=3, description="Steps of each.")
+    validation_trajectories: int = Field(6, ge=1, description="Trajectories for validation.")
+    validation_steps: int = Field(100, ge=3, description="Steps of each.")
+    test_trajectories: int = Field(16, ge=1, description="Trajectories for the test.")
+    test_steps: int = Field(92, ge=3, description="Steps of each.")
+    spin_up: int = Field(80, ge=0, description="Steps before the first one that is kept.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of initial states and heating.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the flow is computed; grids from 256 want a GPU.")
+
+    @model_validator(mode="after")
+    def _tile_fits(self) -> TwinOptions:
+        if self.tile > self.size:
+            raise ValueError(f"a tile of {self.tile} points does not fit the grid of {self.size}; lower `tile`")
+        return self
+
+
+class StormOptions(DataOptions):
+    """The storm of January 1996, on the rectangle that is known at every step."""
+
+    tile: int = Field(16, ge=8, le=20, multiple_of=4, description="Side of a training tile; the grid has 20 columns.")
+
+
+class GriddedOptions(DataOptions):
+    """Fields of any store or files, laid out as tiles."""
+
+    coarsen: int = Field(1, ge=1, le=64, description="Side of the blocks of grid points that are averaged.")
+    source: GriddedSource = Field(description="Where the fields come from and what is taken.")
+
+
+OPTIONS: dict[str, type[DataOptions]] = {
+    "relent.data.isentropic": IsentropicOptions,
+    "relent.data.weather_twin": TwinOptions,
+    "relent.data.storm96": StormOptions,
+    "relent.data.gridded.prepare": GriddedOptions,
+}
+
+
+def checked(model: type[Model], options: Mapping[str, Any]) -> Model:
+    """The options of a `prepare` that is called by hand; manifests are checked before.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
+    """
+    try:
+        return model(**options)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise ConfigError(explain(first, model), key=".".join(["data", *map(str, first["loc"])])) from None
