@@ -1,22 +1,23 @@
-"""What forecast methods share: the interface to the task, roll-outs, the variational training step, weighted terms.
+"""What forecast methods share: the interface to the task, roll-outs in training, validation and forecasts.
 
 Fields are standardised anomalies (see `relent.data.tiles`). Batches hold `frames` (B, 2 + K, C, H, W), two inputs and K
-targets, and `weights` (B, H), the latitude weights of the rows (mean one over the whole grid).
+targets, and `weights` (B, H), the latitude weights of the rows (mean one over the whole grid). Unknown cells are NaN.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from relent.data.tiles import Fields
-from relent.divergences.gaussian import diagonal_gaussian_kl
 from relent.grid import Topology
 from relent.methods.base import Method
-from relent.models.fuxi_ens import ForecastNetwork, LatentGaussian
+from relent.models.fuxi_ens.latent import Noise
+from relent.models.fuxi_ens.network import ForecastNetwork
 from relent.scores.crps import crps_ensemble
 from relent.scores.ensemble import ensemble_variance, mean_error
 
@@ -42,58 +43,49 @@ def row_weighted_mean(values: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return cells.sum() / known.sum().clamp(min=1)
 
 
-def filled(truth: Tensor) -> Tensor:
-    """Targets as Q sees them: unknown (NaN) cells have no anomaly. The choice is ours."""
-    return truth.nan_to_num(nan=0.0)
-
-
-class KLTerms(NamedTuple):
-    """KL of a latent map. `per_value`: nats for each forecast value; `active`: share of latent dimensions in use."""
-
-    per_value: Tensor
-    active: Tensor
-
-
-ACTIVE_NATS = 0.01
-"""A latent dimension is in use if its KL, averaged over the batch, is larger.
-
-Burda, Grosse & Salakhutdinov 2016 (arXiv 1509.00519) set the same bound on the variance of the posterior mean.
-"""
-
-
-def latent_kl(first: LatentGaussian, second: LatentGaussian, truth: Tensor) -> KLTerms:
-    """KL(first‖second), summed over the latent map, divided by C H W, averaged over the batch.
-
-    Args:
-        first, second: Latent Gaussians of B states.
-        truth: (B, C, H, W); only its shape is used: the divisor makes the weight of the KL independent of map and tile.
-    """
-    terms = diagonal_gaussian_kl(first.mean, 2 * first.log_std, second.mean, 2 * second.log_std, dim=None)
-    per_value = terms.flatten(1).sum(1).mean() / truth[0].numel()
-    return KLTerms(per_value, (terms.detach().mean(0) > ACTIVE_NATS).float().mean())
-
-
 class ForecastMethod(Method):
-    """A method that makes ensemble forecasts."""
+    """A method that makes ensemble forecasts.
 
-    def ensemble_forecast(self, frames: Tensor, steps: int, members: int, topology: Topology) -> Tensor:
-        """Forecast of one initial state, each member fed with its own output.
+    `noise` is where the standard normal numbers of a forecast come from: None for torch's global generator, else a
+    function of a shape whose first two dimensions together number the members. Whoever rolls a forecast out in parts
+    of the ensemble sets it, so that a member is the same whatever it is computed with.
+    """
+
+    noise: Noise | None = None
+
+    def roll_out(
+        self, frames: Tensor, steps: int, members: int, topology: Topology, forcing: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Forecast of one initial state step by step, each member fed with its own output.
 
         Args:
             frames: (2, C, H, W), one step apart.
             steps: Number of steps.
             members: Members asked for; a method that has fewer (one, for a deterministic one) gives fewer.
             topology: How the borders of the grid meet.
+            forcing: (steps, forced, H, W), true values of the forced variables at the time of each step; None where
+                there are none.
 
-        Returns:
-            (steps, M, C, H, W). No method sees anything later than `frames`.
+        Yields:
+            (M, C, H, W) of each step; cells that are unknown in both frames stay NaN, forced variables are those given.
+            Beside them, no method sees anything later than `frames`.
         """
-        states, forecasts = frames[None], []
-        for _ in range(steps):
-            following = self.advance(states, members, topology)
-            forecasts.append(following)
+        states = self.initial(frames[None], members, topology).flatten(0, 1)
+        for step in range(steps):
+            given = self.advance(states, members, topology)
+            following = self.completed(given, None if forcing is None else forcing[step])
+            yield following
             states = torch.stack([states[:, 1].expand_as(following), following], dim=1)
-        return torch.stack(forecasts)
+
+    def ensemble_forecast(
+        self, frames: Tensor, steps: int, members: int, topology: Topology, forcing: Tensor | None = None
+    ) -> Tensor:
+        """All steps of `roll_out` together, (steps, M, C, H, W)."""
+        return torch.stack(list(self.roll_out(frames, steps, members, topology, forcing)))
+
+    def initial(self, states: Tensor, members: int, topology: Topology) -> Tensor:
+        """Where members start: (M', N, 2, C, H, W) of states (N, 2, C, H, W), M' = 1 (all from the same) or M."""
+        return states.unsqueeze(0)
 
     def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
         """One step of each member.
@@ -104,9 +96,13 @@ class ForecastMethod(Method):
             topology: How the borders of the grid meet.
 
         Returns:
-            (M, C, H, W).
+            (M, C, H, W); without the forced channels, if the method forecasts with a network.
         """
         raise NotImplementedError
+
+    def completed(self, given: Tensor, forcing: Tensor | None) -> Tensor:
+        """All channels of a state, from what `advance` gave and what is forced."""
+        return given
 
 
 class FixedForecast(ForecastMethod):
@@ -130,13 +126,16 @@ class FixedForecast(ForecastMethod):
 class NetworkForecast(ForecastMethod):
     """A trained forecast network.
 
-    Its `Config` has `rollout_steps` (K) and `rollout_start`: up to that share of the steps K = 1; then the length of
-    the roll-out rises by one at equal intervals until it is K (a curriculum; FuXi's goes from 2 to 12 steps, that of
-    FuXi-ENS is unknown).
+    Its `Config` has `backbone` and, for roll-outs in training, `rollout_steps` (K), `rollout_start` and
+    `rollout_gradient`: up to that share of the steps K = 1 (single-step pre-training); then the length of the roll-out
+    rises by one at equal intervals until it is K (autoregressive fine-tuning; FuXi's goes from 2 to 12 steps, that of
+    FuXi-ENS is unknown). The gradient goes through all steps (`full`), or stops at each fed-back state (`truncated`).
     """
 
     network: ForecastNetwork
     config: Any
+    training_members = 1
+    """Members of the training loss."""
 
     def rollout_length(self, step: int) -> int:
         """Steps of the roll-out at an optimiser step."""
@@ -154,8 +153,53 @@ class NetworkForecast(ForecastMethod):
         return terms["loss"]
 
     @abstractmethod
+    def forecast(self, states: Tensor, draws: int, topology: Topology) -> Tensor:
+        """One step from each of N states (N, 2, C, H, W): (draws, N, outputs, H, W), without sight of the truth."""
+
+    @abstractmethod
+    def training_forecast(
+        self, states: Tensor, truth: Tensor, draws: int, weights: Tensor, topology: Topology
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of training.
+
+        Args:
+            states: (M' B, 2, C, H, W), members first, with M' = 1 at the first step and M' = M later.
+            truth: (B, C, H, W), NaN where it is not scored.
+            draws: Draws of each state, M / M'.
+            weights: (B, H).
+            topology: How the borders of the tiles meet.
+
+        Returns:
+            The members (M, B, outputs, H, W), and named terms, `loss` among them.
+        """
+
     def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
-        """Named terms of a batch, `loss` among them."""
+        """Terms of K steps, averaged: the members' own states are fed back, each step is scored against its truth."""
+        frames, weights = batch["frames"], batch["weights"]
+        topology, states, totals = self.topology(frames), frames[:, :2], dict[str, Tensor]()
+        for step in range(length):
+            truth = self.network.scored(frames[:, :2], frames[:, 2 + step])
+            draws = self.training_members if step == 0 else 1
+            members, terms = self.training_forecast(states, truth, draws, weights, topology)
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value / length
+            if step + 1 < length:
+                fed_back = members if self.config.rollout_gradient == "full" else members.detach()
+                states = self._following(states, fed_back, frames[:, 2 + step])
+        return totals
+
+    def _following(self, states: Tensor, members: Tensor, truth: Tensor) -> Tensor:
+        """States (M B, 2, C, H, W) of the next step, members first; forced channels are those of the truth."""
+        following = self.completed(members, truth[:, self.network.channels.forced]).flatten(0, 1)
+        return torch.stack([states[:, 1].repeat(len(following) // len(states), 1, 1, 1), following], dim=1)
+
+    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
+        """One step of each member."""
+        return self.forecast(states, members if len(states) == 1 else 1, topology).flatten(0, 1)
+
+    def completed(self, given: Tensor, forcing: Tensor | None) -> Tensor:
+        """All channels of a state."""
+        return self.network.channels.complete(given, forcing)
 
     def topology(self, frames: Tensor) -> Topology:
         """How the borders of tiles of this size meet."""
@@ -163,80 +207,49 @@ class NetworkForecast(ForecastMethod):
         height, width = fields.shape
         return fields.topology.of_tile(all_rows=frames.shape[-2] == height, all_columns=frames.shape[-1] == width)
 
-
-class VariationalForecast(NetworkForecast):
-    """A conditional variational forecaster; a subclass states its `objective`.
-
-    Its `Config` has `members`, `latent_source` and what its objective needs.
-    """
-
-    @abstractmethod
-    def objective(
-        self, members: Tensor, truth: Tensor, posterior: LatentGaussian, prior: LatentGaussian, weights: Tensor
-    ) -> dict[str, Tensor]:
-        """Named terms of one step: members (M, B, C, H, W), truth (B, C, H, W), weights (B, H)."""
-
-    def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
-        """One step with latents from the prior P."""
-        features = self.network.encode(states, topology)
-        prior = self.network.prior(features, topology)
-        draws = members if len(states) == 1 else 1
-        return self.network.decode(states, features, prior.sample(draws), topology).flatten(0, 1)
-
-    def rollout_terms(self, batch: Batch, length: int) -> dict[str, Tensor]:
-        """K steps: the members' own states are fed back, Q sees each step's truth, gradients go through all steps."""
-        frames, weights = batch["frames"], batch["weights"]
-        topology, n_members = self.topology(frames), self.config.members
-        states, totals = frames[:, :2], dict[str, Tensor]()
-        for step in range(length):
-            truth = frames[:, 2 + step]
-            repeats = len(states) // len(truth)
-            features = self.network.encode(states, topology)
-            prior = self.network.prior(features, topology)
-            posterior = self.network.posterior(states, filled(truth).repeat(repeats, 1, 1, 1), features, topology)
-            latent = self.training_latents(posterior, prior, n_members if repeats == 1 else 1)
-            following = self.network.decode(states, features, latent, topology).flatten(0, 1)
-            members = following.reshape(n_members, *truth.shape)
-            for name, value in self.objective(members, truth, posterior, prior, weights).items():
-                totals[name] = totals.get(name, 0) + value / length
-            states = torch.stack([states[:, 1].repeat(len(following) // len(states), 1, 1, 1), following], dim=1)
-        return totals
-
-    def training_latents(self, posterior: LatentGaussian, prior: LatentGaussian, draws: int) -> Tensor:
-        """Latents of the members that the reconstruction term sees: draws of Q, of P, or half of each (by turns)."""
-        if self.config.latent_source == "posterior":
-            return posterior.sample(draws)
-        if self.config.latent_source == "prior":
-            return prior.sample(draws)
-        both = torch.stack([posterior.sample(draws), prior.sample(draws)])
-        from_prior = torch.arange(draws * len(posterior.mean), device=both.device) % 2
-        from_prior = from_prior.reshape(len(posterior.mean), draws).T[..., None, None, None]
-        return torch.where(from_prior.bool(), both[1], both[0])
+    # ------------------------------------------------------------------------------------------ validation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Fair CRPS and spread-skill ratio of draws of P, and of Q.
+        """Scores of a roll-out as a forecast makes it, by lead: `crps_lead1`, …, and their mean `crps`."""
+        scores = self.rollout_scores(batch, max(2, self.training_members))
+        crps = [value for name, value in scores.items() if name.startswith("crps_lead")]
+        for name, value in {**scores, "crps": torch.stack(crps).mean()}.items():
+            self.log(f"validation/{name}", value, batch_size=len(batch["frames"]))
 
-        Q sees the target: only the gap between the two is of interest (a prior hole, or a collapsed posterior).
+    def rollout_scores(self, batch: Batch, members: int) -> dict[str, Tensor]:
+        """CRPS, spread and spread-skill ratio of a roll-out over all targets of a batch, by lead.
+
+        The CRPS is fair; of a method that has one member it is the absolute error.
         """
-        frames, weights, truth = batch["frames"], batch["weights"], batch["frames"][:, 2]
-        states, topology = frames[:, :2], self.topology(frames)
-        features = self.network.encode(states, topology)
-        prior = self.network.prior(features, topology)
-        posterior = self.network.posterior(states, filled(truth), features, topology)
-        terms = {"active_units": latent_kl(posterior, prior, truth).active}
-        for name, gaussian in (("prior", prior), ("posterior", posterior)):
-            members = self.network.decode(states, features, gaussian.sample(max(2, self.config.members)), topology)
-            terms |= {f"{key}_{name}": value for key, value in ensemble_terms(members, truth, weights).items()}
-        for name, value in terms.items():
-            self.log(f"validation/{name}", value, batch_size=len(frames))
+        frames, weights = batch["frames"], batch["weights"]
+        topology, scores = self.topology(frames), dict[str, Tensor]()
+        states = self.initial(frames[:, :2], members, topology).flatten(0, 1)
+        for lead in range(1, frames.shape[1] - 1):
+            truth = self.network.scored(frames[:, :2], frames[:, 1 + lead])
+            forecast = self.forecast(states, members if len(states) == len(frames) else 1, topology)
+            forecast = forecast.reshape(-1, len(frames), *forecast.shape[2:])
+            terms = ensemble_terms(forecast, self.network.channels.given(truth), weights)
+            scores |= {f"{name}_lead{lead}": value for name, value in terms.items()}
+            states = self._following(states, forecast, frames[:, 1 + lead])
+        return scores
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Set what is chosen on validation after training, from its batches; part of the weights. Default: nothing."""
+
+    def warnings(self, batches: Iterable[Batch]) -> list[str]:
+        """What a user should know of the trained network, from validation batches, in words. Default: nothing."""
+        return []
 
 
 def ensemble_terms(members: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Fair CRPS and spread-skill ratio of (M, B, C, H, W) members, averaged over tiles with latitude weights."""
+    """Fair CRPS, spread and spread-skill ratio of (M, B, C, H, W) members, over tiles with latitude weights."""
     size = len(members)
+    if size == 1:
+        return {"crps": row_weighted_mean((members[0] - truth).abs(), truth, weights)}
     variance = row_weighted_mean(ensemble_variance(members), truth, weights)
     squared_error = row_weighted_mean(mean_error(members, truth, 0, "propagate").square(), truth, weights)
     return {
         "crps": row_weighted_mean(crps_ensemble(members, truth), truth, weights),
+        "spread": variance.sqrt(),
         "spread_skill_ratio": ((size + 1) / size * variance / squared_error).sqrt(),
     }

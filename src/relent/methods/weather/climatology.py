@@ -1,13 +1,15 @@
-"""Climatology: the states of the training steps as an ensemble, the same for every initial time and lead time.
+"""Climatology: states of training steps as an ensemble, the same for every initial time and lead time.
 
-Each training step is one member, whatever the number of members asked for. Consecutive states are alike, so that the
-ensemble knows less of the climate than its size says, and is under-dispersed where there are few.
+Each member is the state of one training step; the steps lie at equal distances over the training period, as many as the
+task's forecasts have members. Where there are fewer steps, each is one member: consecutive states are alike, so that
+such an ensemble knows less of the climate than its size says, and is under-dispersed.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from relent.grid import Topology
@@ -20,14 +22,23 @@ class Config(MethodConfig):
 
 
 class Climatology(FixedForecast):
-    """Gives all training states as members."""
+    """Gives training states as members."""
 
     states: Tensor
 
     def prepare(self, datamodule: Any) -> None:
-        """Keep the training states (M, C, H, W)."""
-        self.register_buffer("states", self.fields.anomalies[self.fields.splits["train"]])
+        """Keep training states (M, C, H, W)."""
+        steps = [step for step in self.fields.splits["train"] if self.fields.usable[step]]
+        wanted: int = self.task.options.evaluation.members  # type: ignore[attr-defined]
+        chosen = [steps[number] for number in spaced(len(steps), wanted)]
+        self.register_buffer("states", torch.cat([self.fields.frames(step, 1) for step in chosen]))
 
     def advance(self, states: Tensor, members: int, topology: Topology) -> Tensor:
-        """The training states."""
+        """Training states."""
         return self.states
+
+
+def spaced(length: int, count: int) -> list[int]:
+    """`count` positions of a sequence at equal distances, or all if there are fewer."""
+    number = min(length, count)
+    return [position * length // number for position in range(number)]

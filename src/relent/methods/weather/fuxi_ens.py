@@ -8,18 +8,24 @@ a Gaussian that has also seen the target (Q):
     z_m ~ Q(X^{t−1}, X^t, X^{t+1}),   X̂_m = Dec(Enc(X^{t−1}, X^t), z_m)
 
 The paper names both terms; weights, estimator, direction of the KL and schedule are not public, and are ours here.
+Beside the paper's, two terms that see the members' fields as a whole can be added: the energy score of each
+variable's map, and the CRPS of its zonal Fourier coefficients (as FourCastNet 3, arXiv 2507.12144, does with
+spherical harmonics): the CRPS of single points does not ask for members that are coherent in space.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.weather.base import VariationalForecast, latent_kl, row_weighted_mean
-from relent.models.fuxi_ens import LatentGaussian
+from relent.methods.weather.base import row_weighted_mean
+from relent.methods.weather.variational import VariationalForecast, latent_kl
+from relent.models.fuxi_ens.latent import LatentGaussian
 from relent.scores.crps import crps_ensemble
+from relent.scores.ensemble import energy_score
 
 
 class Config(MethodConfig):
@@ -34,7 +40,10 @@ class Config(MethodConfig):
         le=1,
     )
     kl_weight: float = hyperparameter(
-        0.1, "λ of the KL, which is divided by the number of forecast values C H W.", source="ours; not public", ge=0
+        0.5,
+        "λ of the KL, which is divided by the number of forecast values C H W.",
+        source="ours; not public",
+        ge=0,
     )
     kl_direction: Literal["posterior_prior", "prior_posterior"] = hyperparameter(
         "posterior_prior",
@@ -46,9 +55,40 @@ class Config(MethodConfig):
         "Where the latents of the CRPS members come from: Q, P, or half of each.",
         source="ours: the conditional VAE's standard",
     )
+    kl_annealing: float = hyperparameter(
+        0.0,
+        "Share of the training over which λ rises from zero.",
+        source="Bowman et al. 2016, arXiv 1511.06349",
+        ge=0,
+        le=1,
+    )
+    free_bits: float = hyperparameter(
+        0.0, "φ: nats of each latent dimension that cost nothing.", source="Kingma et al. 2016, arXiv 1606.04934", ge=0
+    )
+    energy_weight: float = hyperparameter(
+        0.0, "Weight of the energy score of whole maps.", source="ours; not part of FuXi-ENS", ge=0
+    )
+    spectral_weight: float = hyperparameter(
+        0.0,
+        "Weight of the CRPS of zonal Fourier coefficients.",
+        source="ours, after FourCastNet 3, arXiv 2507.12144",
+        ge=0,
+    )
+    backbone: Literal["convolutional", "transformer"] = hyperparameter(
+        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
+    )
+    latent_rank: int = hyperparameter(
+        0,
+        "Rank of a low-rank latent Gaussian; 0: diagonal.",
+        source="FuXi-S2S: low-rank; not public for FuXi-ENS",
+        ge=0,
+    )
     rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
     rollout_start: float = hyperparameter(
         0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
+    )
+    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
+        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 
@@ -62,6 +102,7 @@ def fuxi_ens_loss(
     alpha: float,
     kl_weight: float,
     kl_direction: str = "posterior_prior",
+    free_bits: float = 0.0,
 ) -> dict[str, Tensor]:
     r"""CRPS + λ KL of one forecast step.
 
@@ -75,6 +116,7 @@ def fuxi_ens_loss(
         alpha: Weight of the fair CRPS estimator in the almost-fair one.
         kl_weight: λ.
         kl_direction: `posterior_prior` or `prior_posterior`.
+        free_bits: See `relent.methods.weather.variational.latent_kl`.
 
     Returns:
         `loss`, `crps`, `kl` (nats for each forecast value, without λ) and `active_units` (share of latent dimensions).
@@ -82,8 +124,41 @@ def fuxi_ens_loss(
     crps = crps_ensemble(members, truth, estimator="almost_fair", alpha=alpha)
     crps = row_weighted_mean(crps, truth, weights)
     pair = (posterior, prior) if kl_direction == "posterior_prior" else (prior, posterior)
-    kl = latent_kl(*pair, truth)
+    kl = latent_kl(*pair, truth, free_bits)
     return {"loss": crps + kl_weight * kl.per_value, "crps": crps, "kl": kl.per_value, "active_units": kl.active}
+
+
+def map_energy_score(members: Tensor, truth: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    r"""Energy score of each variable's map, divided by √(number of points); mean over batch and variables.
+
+    With the weighted norm ‖x‖² = Σ_ij a_i x_ij² / (H W): of maps that are the same everywhere it is the CRPS.
+
+    Args:
+        members, truth, weights, alpha: As in `fuxi_ens_loss`; unknown cells are left out of the norm.
+    """
+    scale = (weights[:, None, :, None] / truth[0, 0].numel()).sqrt()
+    known = ~truth.isnan()
+    observed = torch.where(known, truth, 0) * scale
+    drawn = torch.where(known, members, 0) * scale
+    return energy_score(drawn.flatten(-2), observed.flatten(-2), estimator="almost_fair", alpha=alpha).mean()
+
+
+def spectral_crps(members: Tensor, truth: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    r"""CRPS of real and imaginary parts of the Fourier coefficients of each row, weighted as the rows are.
+
+    Coefficients are orthonormal: of fields that are white along the row the score is that of a grid point. Each is a
+    linear function of the field, so that the score is proper whether the row is a whole circle or a part of one.
+
+    Args:
+        members, truth, weights, alpha: As in `fuxi_ens_loss`; unknown cells count as zero in both.
+    """
+    known = ~truth.isnan()
+    observed, drawn = (
+        torch.view_as_real(torch.fft.rfft(torch.where(known, fields, 0), norm="ortho")).flatten(-2)
+        for fields in (truth, members)
+    )
+    crps = crps_ensemble(drawn, observed, estimator="almost_fair", alpha=alpha)
+    return row_weighted_mean(crps, observed, weights)
 
 
 class FuXiENS(VariationalForecast):
@@ -96,13 +171,23 @@ class FuXiENS(VariationalForecast):
     ) -> dict[str, Tensor]:
         """The loss of one step."""
         config = self.config
-        return fuxi_ens_loss(
+        terms = fuxi_ens_loss(
             members,
             truth,
             posterior,
             prior,
             weights,
             alpha=config.crps_alpha,
-            kl_weight=config.kl_weight,
+            kl_weight=self.kl_weight(),
             kl_direction=config.kl_direction,
+            free_bits=config.free_bits,
         )
+        extra = {
+            "energy": (config.energy_weight, map_energy_score),
+            "spectral": (config.spectral_weight, spectral_crps),
+        }
+        for name, (weight, score) in extra.items():
+            if weight:
+                terms[name] = score(members, truth, weights, config.crps_alpha)
+                terms["loss"] = terms["loss"] + weight * terms[name]
+        return terms

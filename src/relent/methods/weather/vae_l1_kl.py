@@ -13,8 +13,9 @@ from typing import Literal
 from torch import Tensor
 
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.weather.base import VariationalForecast, latent_kl, row_weighted_mean
-from relent.models.fuxi_ens import LatentGaussian
+from relent.methods.weather.base import row_weighted_mean
+from relent.methods.weather.variational import VariationalForecast, latent_kl
+from relent.models.fuxi_ens.latent import LatentGaussian
 
 
 class Config(MethodConfig):
@@ -22,14 +23,39 @@ class Config(MethodConfig):
 
     members: int = hyperparameter(4, "Members over which the L1 is averaged.", source="ours; not public", ge=1, le=64)
     kl_weight: float = hyperparameter(
-        0.1, "λ of the KL, which is divided by the number of forecast values C H W.", source="ours; not public", ge=0
+        0.1,
+        "λ of the KL, which is divided by the number of forecast values C H W.",
+        source="ours; not public",
+        ge=0,
     )
     latent_source: Literal["posterior", "prior", "mixed"] = hyperparameter(
         "posterior", "Where the latents of the members come from.", source="ours: the conditional VAE's standard"
     )
+    kl_annealing: float = hyperparameter(
+        0.0,
+        "Share of the training over which λ rises from zero.",
+        source="Bowman et al. 2016, arXiv 1511.06349",
+        ge=0,
+        le=1,
+    )
+    free_bits: float = hyperparameter(
+        0.0, "φ: nats of each latent dimension that cost nothing.", source="Kingma et al. 2016, arXiv 1606.04934", ge=0
+    )
+    backbone: Literal["convolutional", "transformer"] = hyperparameter(
+        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
+    )
+    latent_rank: int = hyperparameter(
+        0,
+        "Rank of a low-rank latent Gaussian; 0: diagonal.",
+        source="FuXi-S2S: low-rank; not public for FuXi-ENS",
+        ge=0,
+    )
     rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
     rollout_start: float = hyperparameter(
         0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
+    )
+    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
+        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 
@@ -41,10 +67,11 @@ def vae_l1_kl_loss(
     weights: Tensor,
     *,
     kl_weight: float,
+    free_bits: float = 0.0,
 ) -> dict[str, Tensor]:
     """L1 + λ KL of one forecast step; arguments and terms as in `relent.methods.weather.fuxi_ens.fuxi_ens_loss`."""
     l1 = row_weighted_mean((members - truth).abs().mean(0), truth, weights)
-    kl = latent_kl(posterior, prior, truth)
+    kl = latent_kl(posterior, prior, truth, free_bits)
     return {"loss": l1 + kl_weight * kl.per_value, "l1": l1, "kl": kl.per_value, "active_units": kl.active}
 
 
@@ -57,4 +84,6 @@ class VaeL1Kl(VariationalForecast):
         self, members: Tensor, truth: Tensor, posterior: LatentGaussian, prior: LatentGaussian, weights: Tensor
     ) -> dict[str, Tensor]:
         """The loss of one step."""
-        return vae_l1_kl_loss(members, truth, posterior, prior, weights, kl_weight=self.config.kl_weight)
+        return vae_l1_kl_loss(
+            members, truth, posterior, prior, weights, kl_weight=self.kl_weight(), free_bits=self.config.free_bits
+        )
