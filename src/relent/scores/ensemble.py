@@ -244,7 +244,7 @@ def spread_skill_terms(members: Tensor, truth: Tensor, nan_policy: NanPolicy) ->
     """(M + 1)/M · variance and squared error of the mean at each point of (M, …) members, NaN in both or in neither."""
     variance = ensemble_variance(members, nan_policy=nan_policy)
     squared_error = mean_error(members, truth, 0, nan_policy).square()
-    count = _drop_missing(members, nan_policy)[1].sum(0)
+    count = _drop_missing(members, nan_policy)[1].sum(0).to(variance.dtype)  # a ratio of integers would be float32
     return (count + 1) / count * variance + 0 * squared_error, squared_error + 0 * variance
 
 

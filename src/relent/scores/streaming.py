@@ -111,6 +111,41 @@ class MeanStatistic:
             masses[name] = _sum(weight, summed)
         return Totals(sums, masses)
 
+    def region_totals(self, members: Any, truth: Any, weights: Any) -> Totals:
+        """Totals of several regions from one computation of the terms: each total has a first dimension of regions.
+
+        Args:
+            members: (M, …); truth: (…).
+            weights: (R, …), the weights of each region: zero outside it. Regions may overlap.
+
+        Raises: ValueError for a `joint` score, or weights that do not fit the truth; and as the score itself.
+        """
+        forecast, observed, given = (as_tensor(value).double() for value in (members, truth, weights))
+        if self.joint or given.shape[1:] != observed.shape:
+            raise ValueError(
+                f"{self.name}: weights of regions must be (R, {', '.join(map(str, observed.shape))}) and the score one "
+                f"of points, got weights {tuple(given.shape)}"
+            )
+        sums, masses = {}, {}
+        for name, value in self.terms(forecast, observed).items():
+            points = value.reshape(observed.numel(), *value.shape[observed.dim() :])
+            pair = _region_sums(points, given.flatten(1), self.nan_policy == "omit")
+            sums[name], masses[name] = (total.numpy() for total in pair)
+        return Totals(sums, masses)
+
+
+def _region_sums(values: Tensor, weights: Tensor, omit: bool) -> tuple[Tensor, Tensor]:
+    """Σ w v and Σ w of each region: values (P, …), weights (R, P); a NaN point counts only where it has weight."""
+    missing = values.isnan()
+    sums = torch.einsum("rp,p...->r...", weights, values.masked_fill(missing, 0))
+    masses = weights.sum(1).reshape(-1, *[1] * (values.dim() - 1)).expand(sums.shape)
+    if not bool(missing.any()):
+        return sums, masses
+    if omit:
+        return sums, torch.einsum("rp,p...->r...", weights, (~missing).to(weights))
+    touched = torch.einsum("rp,p...->r...", (weights > 0).to(weights), missing.to(weights)) > 0
+    return sums.masked_fill(touched, torch.nan), masses
+
 
 def _sum(values: Tensor, dims: tuple[int, ...]) -> NDArray:
     return (values.sum(dims) if dims else values).numpy()

@@ -17,8 +17,8 @@ HUGE = 1e3
 def batches(task: Task, datamodule: TileDataModule) -> Iterator[tuple[str, Batch]]:
     """Named batches, the first one taken from the data as it is.
 
-    Fields become huge, constant, equal from step to step (nothing to forecast), and partly unknown (NaN in the targets,
-    as sea-surface temperature over land is).
+    Fields become huge, constant, equal from step to step (nothing to forecast), and partly or wholly unknown (NaN:
+    now and then in the targets, or always, as sea-surface temperature over land is).
     """
     batch: Batch = next(iter(datamodule.train_dataloader()))
     frames = batch["frames"]
@@ -31,3 +31,7 @@ def batches(task: Task, datamodule: TileDataModule) -> Iterator[tuple[str, Batch
     gaps = frames.clone()
     gaps[:, 2:, :, ::2] = torch.nan
     yield "targets with gaps", batch | {"frames": gaps}
+    land = frames.clone()
+    land[..., :2, :3] = torch.nan
+    yield "cells that are never known", batch | {"frames": land}
+    yield "nothing known", batch | {"frames": torch.full_like(frames, torch.nan)}

@@ -1,70 +1,46 @@
-"""Scores ensemble forecasts of gridded fields, weighted with cos(latitude), by variable and lead time."""
+"""Scores ensemble forecasts of gridded fields, weighted with cos(latitude), by variable and lead time.
+
+The numbers are those of `relent verify`: one way from forecasts to scores.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from matplotlib.figure import Figure
 
-from relent.data.tiles import read_fields
+from relent.data.tiles import Fields
+from relent.errors import DataError
 from relent.evaluate.run import Evaluation
+from relent.figures import styles
+from relent.grid import Topology
 from relent.runspec import RunSpec
-from relent.scores.ensemble import ensemble_variance, mean_error
-from relent.scores.spatial import latitude_weights
-from relent.scores.streaming import (
-    Crps,
-    MeanRmse,
-    Means,
-    MeanStatistic,
-    RankFrequencies,
-    Spread,
-    SpreadSkillRatio,
-    Totals,
-)
-from relent.tasks.ensemble_forecast import figures
 from relent.tasks.ensemble_forecast.forecasts import Forecasts
+from relent.verify import figures, maps
+from relent.verify.engine import FieldScores, Verification, verify
+from relent.verify.regions import region_weights
+from relent.verify.report import (
+    at_lead,
+    rank_rows,
+    reliability_rows,
+    spectrum_rows,
+    summed,
+)
+from relent.verify.statistics import is_scalar
+from relent.verify.truth import FieldsTruth
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpreadErrorCorrelation(MeanStatistic):
-    """Correlation over points of the members' standard deviation with the absolute error of their mean.
-
-    Zero for a spread that is the same everywhere; well below one even for a perfect ensemble, because one error is one
-    draw from the predicted law.
-    """
-
-    @property
-    def name(self) -> str:
-        return "spread_error_correlation"
-
-    def terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        deviation = ensemble_variance(members).sqrt()
-        error = mean_error(members, truth, 0, self.nan_policy).abs()
-        return {"s": deviation, "e": error, "ss": deviation**2, "ee": error**2, "se": deviation * error}
-
-    def final(self, means: Means) -> NDArray[Any]:
-        covariance = means["se"] - means["s"] * means["e"]
-        variances = (means["ss"] - means["s"] ** 2) * (means["ee"] - means["e"] ** 2)
-        # An ensemble whose spread is the same everywhere has no correlation: none of its error is foreseen.
-        result: NDArray[Any] = np.divide(
-            covariance, np.sqrt(variances), out=np.zeros_like(covariance), where=variances > 0
-        )
-        return result
-
-
-def statistics(members: int) -> list[MeanStatistic]:
-    """What is computed of an ensemble of a size; a single member has an error, but no spread and no ranks."""
-    if members == 1:
-        return [Crps(estimator="biased"), MeanRmse()]
-    return [Crps(), MeanRmse(), Spread(), SpreadSkillRatio(), SpreadErrorCorrelation(), RankFrequencies()]
+DAY_HOURS = 24
+HEADLINE = {
+    "crps": "crps_normalised",
+    "rmse": "rmse_normalised",
+    "spread_skill_ratio": "spread_skill_ratio",
+    "spread_error_correlation": "spread_error_correlation",
+    "anomaly_correlation": "anomaly_correlation",
+}
+"""Metric → column of the table by lead."""
 
 
 def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
@@ -73,104 +49,168 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     Raises:
         DataError: Data or predictions are missing, broken, or do not belong together.
     """
-    # Figures of the same run ask for the same scores right afterwards.
-    path = folder / "predictions.zarr" / "zarr.json"
-    written = path.stat().st_mtime_ns if path.is_file() else 0
-    return _evaluate(spec.inputs["data"], folder, spec.evaluation_options["lead_steps"], written)
+    truth, forecasts = _read(spec, folder)
+    fields, n_leads = truth.fields, spec.evaluation_options["lead_steps"]
+    regions = region_weights(None, fields.latitude, fields.longitude, fields.topology)
+    regions = dict(list(regions.items())[:1])
+    found = verify(forecasts.layout(), truth, regions)
+    check_whole(forecasts, found, scored_cases(fields, spec.evaluation_options))
+    by_lead = [
+        _row(found, field, lead, float(fields.std[fields.variables.index(field.variable)]))
+        for field in found.fields
+        for lead in range(n_leads)
+        if field.cases()[lead, 0]
+    ]
+    reported = report_leads(spec.evaluation_options, fields)
+    chosen = [lead - 1 for lead in reported]
+    tables = {"by_lead": by_lead, "ranks": rank_rows(found, chosen)}
+    tables |= {"reliability": reliability_rows(found, chosen), "spectra": spectrum_rows(found, chosen)}
+    return Evaluation(headline(by_lead, fields, reported), tables, _settings(forecasts, found, reported))
 
 
-@lru_cache(maxsize=1)
-def _evaluate(data: str, folder: Path, n_leads: int, written: int) -> Evaluation:
-    fields = read_fields(data)
-    forecasts = Forecasts(folder / "predictions.zarr", fields)
-    by_lead, ranks = [], []
-    for variable in fields.variables:
-        for lead in range(1, n_leads + 1):
-            row, frequencies = _score(forecasts, variable, lead, n_leads)
-            by_lead.append(row)
-            ranks += [
-                {"variable": variable, "lead_hours": row["lead_hours"], "rank": rank, "frequency": float(share)}
-                for rank, share in enumerate(frequencies)
-            ]
-    return Evaluation(headline(by_lead), {"by_lead": by_lead, "ranks": ranks}, _settings(forecasts))
+def _read(spec: RunSpec, folder: Path) -> tuple[FieldsTruth, Forecasts]:
+    forecasts = Forecasts(folder / "predictions.zarr", spec.inputs["data"])
+    return FieldsTruth(forecasts.fields, forecasts.layout()), forecasts
 
 
-def _score(forecasts: Forecasts, variable: str, lead: int, n_leads: int) -> tuple[Row, NDArray[Any]]:
-    """All scores of one variable at one lead, and the frequencies of its ranks."""
-    fields, kinds = forecasts.fields, statistics(forecasts.members)
-    weights = latitude_weights(torch.from_numpy(fields.latitude))[:, None]
-    initials = [initial for initial, leads in fields.cases("test", n_leads) if lead in leads]
-    parts: list[list[Totals]] = []
-    for initial in initials:
-        members, truth = forecasts.pair(variable, initial, lead)
-        parts.append([kind.totals(members, truth, weights) for kind in kinds])
-    totals = [reduce(Totals.__add__, column) for column in zip(*parts)]
-    values = {kind.name: kind.final(total.means()) for kind, total in zip(kinds, totals)}
-    ranks = values.pop("rank_frequencies", np.empty(0))
-    std = float(fields.std[fields.variables.index(variable)])
-    crps = float(values.get("crps_fair", values.get("crps_biased", np.nan)))
-    rmse = float(values["ensemble_mean_rmse"])
+def report_leads(options: dict[str, Any], fields: Fields) -> list[int]:
+    """Leads, in steps, that have metrics of their own: as the task says, else the first and the one at a day."""
+    n_leads = options["lead_steps"]
+    given = options.get("report_leads") or [1, DAY_HOURS // fields.step_hours]
+    return [lead for lead in dict.fromkeys(given) if 1 <= lead <= n_leads]
+
+
+def scored_cases(fields: Fields, options: dict[str, Any]) -> list[tuple[int, list[int]]]:
+    """Initial steps and leads that a run forecasts and is scored on."""
+    return fields.cases("test", options["lead_steps"], options.get("initial_stride", 1))
+
+
+def check_whole(forecasts: Forecasts, found: Verification, cases: list[tuple[int, list[int]]]) -> None:
+    """Check that every case of the test is there, at every point whose truth is known.
+
+    Raises:
+        DataError: A value is not finite: a chunk is missing or the run diverged.
+    """
+    position = {time: i for i, time in enumerate(found.init_time.astype("datetime64[ns]"))}
+    for initial, leads in cases:
+        time = forecasts.fields.time[initial]
+        number = position.get(time.astype("datetime64[ns]"))
+        for field in found.fields:
+            gaps = field.by_init["gaps"].sums["gaps"]
+            for lead in leads:
+                if number is None or lead > gaps.shape[1]:
+                    raise DataError(
+                        f"{forecasts.path}: has no {field.variable} from {time} at lead step {lead}; "
+                        "train the run again"
+                    )
+                if gaps[number, lead - 1].any():
+                    raise DataError(
+                        f"{forecasts.path}: {field.variable} from {time} at lead step {lead} is not finite: "
+                        "a chunk is missing or the run diverged; train it again"
+                    )
+
+
+def _row(found: Verification, field: FieldScores, lead: int, std: float) -> Row:
+    """All scores of one variable at one lead that are one number."""
+    values = {}
+    for entry in field.entries:
+        if is_scalar(entry):
+            totals = field.by_init[entry.name]
+            everything = np.ones(len(found.init_time), bool)
+            values[entry.name] = float(entry.statistic.final(summed(at_lead(totals, lead, everything)).means())[0])
     row = {
-        "variable": variable,
-        "units": fields.attributes[variable]["units"],
-        "lead_hours": lead * fields.step_hours,
-        "cases": len(initials),
-        "crps": crps,
-        "crps_normalised": crps / std,
-        "rmse": rmse,
-        "rmse_normalised": rmse / std,
-        "spread": float(values.get("spread", 0.0)),
-        "spread_skill_ratio": float(values.get("spread_skill_ratio", 0.0)),
+        "variable": field.variable,
+        "units": field.units,
+        "lead_hours": float(found.lead_hours[lead]),
+        "cases": int(field.cases()[lead, 0]),
+        "crps_normalised": values["crps"] / std,
+        "rmse_normalised": values["rmse"] / std,
+        "spread": 0.0,
+        "spread_skill_ratio": 0.0,
     }
-    if "spread_error_correlation" in values:
-        row["spread_error_correlation"] = float(values["spread_error_correlation"])
-    return row, ranks
+    return row | {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-SHORT_HOURS, LONG_HOURS = 6, 24
+def headline(rows: list[Row], fields: Fields, leads: list[int]) -> dict[str, float]:
+    """The task's metrics: means over the variables at the reported leads.
 
-
-def headline(rows: list[Row]) -> dict[str, float]:
-    """The task's metrics: means over the variables, at 6 h and (with the suffix `_24h`) at 24 h."""
+    Named by hours (`crps` at the first lead, `crps_24h`), or by steps where time is nominal (`crps_lead1`,
+    `crps_lead10`), there with the mean over all leads beside them (`crps_mean`).
+    """
+    nominal = fields.topology is Topology.torus
     scores = {}
-    columns = {
-        "crps": "crps_normalised",
-        "rmse": "rmse_normalised",
-        "spread_skill_ratio": "spread_skill_ratio",
-        "spread_error_correlation": "spread_error_correlation",
-    }
-    for metric, column in columns.items():
-        for hours, suffix in ((SHORT_HOURS, ""), (LONG_HOURS, "_24h")):
+    for metric, column in HEADLINE.items():
+        for number, lead in enumerate(leads):
+            hours = lead * fields.step_hours
+            name = f"{metric}_lead{lead}" if nominal else metric if number == 0 else f"{metric}_{hours}h"
             values = [row[column] for row in rows if row["lead_hours"] == hours and column in row]
-            if values and (metric != "spread_error_correlation" or hours == SHORT_HOURS):
-                scores[metric + suffix] = float(np.mean(values))
+            if values:
+                scores[name] = float(np.mean(values))
+        every = [row[column] for row in rows if column in row]
+        if nominal and every:
+            scores[f"{metric}_mean"] = float(np.mean(every))
     return scores
 
 
-def _settings(forecasts: Forecasts) -> dict[str, Any]:
+def _settings(forecasts: Forecasts, found: Verification, leads: list[int]) -> dict[str, Any]:
+    climate = found.fields[0].climate
+    torus = forecasts.fields.topology is Topology.torus
+    how = "all points of a row" if climate is not None and climate.pooled else "each grid point"
     return {
         "split": "test",
         "crps_estimator": forecasts.estimator,
         "members": forecasts.members,
-        "weights": "cos(latitude)",
+        "weights": "equal" if torus else "cos(latitude)",
         "reduction": "weighted mean over times and grid points, one square root at the end",
         "normalisation": "training standard deviation of each variable",
+        "report_leads": leads,
+        "events": f"percentiles of the training steps, of {how}",
+        "wavenumber": found.wavenumber_unit,
         "draws": "prior",
         "module_mode": "eval",
     }
 
 
-def draw(spec: RunSpec, folder: Path, into: Path) -> None:
-    """Stamp maps of the longest forecast, spread and skill by lead, rank histograms."""
-    fields = read_fields(spec.inputs["data"])
-    forecasts = Forecasts(folder / "predictions.zarr", fields)
-    evaluation = evaluate(spec, folder)
-    initial, leads = fields.cases("test", spec.evaluation_options["lead_steps"])[0]
-    for variable in fields.variables:
-        figures.stamp_map(forecasts, variable, initial, max(leads), spec.method).savefig(
-            into / f"forecast_{variable}.png"
-        )
-    figures.spread_skill(evaluation.tables["by_lead"], forecasts.members).savefig(into / "spread_skill.png")
-    if evaluation.tables["ranks"]:
-        ranks = {spec.method: [evaluation.tables["ranks"]]}
-        figures.rank_histograms(ranks, figures.styles([spec.method]), SHORT_HOURS).savefig(into / "rank_histograms.png")
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> None:
+    """Stamp maps of the longest forecast, a meteogram, spread and skill, ranks, reliability, spectra."""
+    truth, forecasts = _read(spec, folder)
+    fields, tables = truth.fields, evaluation.tables
+    initial, leads = longest_case(fields, spec.evaluation_options)
+    for variable in forecasts.variables:
+        case = forecasts.case(variable, initial, max(leads))
+        maps.stamp_map(case, spec.method).savefig(into / f"forecast_{variable}.png")
+    meteogram(forecasts, initial, leads, spec.method).savefig(into / "meteogram.png")
+    figures.spread_skill(tables["by_lead"], forecasts.members).savefig(into / "spread_skill.png")
+    hours = [lead * fields.step_hours for lead in evaluation.settings["report_leads"]]
+    if tables["ranks"]:
+        ranks = {spec.method: [tables["ranks"]]}
+        look = styles([spec.method])
+        figures.rank_histograms(ranks, look, hours[0]).savefig(into / "rank_histograms.png")
+        figures.reliability(tables["reliability"], hours[0]).savefig(into / "reliability.png")
+    unit = evaluation.settings["wavenumber"]
+    figures.spectra(tables["spectra"], unit, hours).savefig(into / "spectra.png")
+
+
+def longest_case(fields: Fields, options: dict[str, Any]) -> tuple[int, list[int]]:
+    """The first case of the test that has the most leads."""
+    return max(scored_cases(fields, options), key=lambda case: (max(case[1]), -case[0]))
+
+
+def meteogram(forecasts: Forecasts, initial: int, leads: list[int], label: str) -> Figure:
+    """All variables where the first one is least certain at the longest lead (of one member: most wrong)."""
+    fields = forecasts.fields
+    last = forecasts.case(forecasts.variables[0], initial, max(leads))
+    size = last.members.std(0) if len(last.members) > 1 else np.abs(last.members[0] - last.truth)
+    row, column = np.unravel_index(np.nanargmax(size), size.shape)
+    series = []
+    for variable in forecasts.variables:
+        pairs = [forecasts.pair(variable, initial, lead) for lead in leads]
+        members = np.stack([pair[0][:, row, column].numpy() for pair in pairs], axis=1)
+        truth = np.array([float(pair[1][row, column]) for pair in pairs])
+        series.append(maps.Series(variable, fields.attributes[variable].get("units", ""), members, truth))
+    place = maps.place_name(fields.latitude[row], fields.longitude[column], fields.topology)
+    valid = fields.time[[initial + lead for lead in leads]]
+    return maps.meteogram(series, valid, place, fields.time[initial], label)

@@ -10,13 +10,13 @@ import torch
 import xarray as xr
 import zarr
 from torch import Tensor
-from zarr.codecs import BloscCodec
 
-from relent.data.tiles import Fields
+from relent.data.tiles import Fields, read_fields
 from relent.errors import DataError
 from relent.files import whole
-
-DIMENSIONS = ("init_time", "lead_time", "member", "latitude", "longitude")
+from relent.tasks.ensemble_forecast.store import DIMENSIONS, compressor, coordinates, forecast_variables
+from relent.verify.layout import as_forecast
+from relent.verify.maps import Case, window
 
 
 class ForecastWriter:
@@ -58,58 +58,31 @@ class ForecastWriter:
         """
         group = self._create(len(values)) if self._group is None else self._group
         rounded = round_mantissa(values.numpy(), keep_bits)
-        for channel, name in enumerate(self.fields.variables):
+        for name in forecast_variables(self.fields):
             array = group[name]
             assert isinstance(array, zarr.Array)
-            array[self.initials.index(initial), lead - 1] = rounded[:, channel]
+            array[self.initials.index(initial), lead - 1] = rounded[:, self.fields.variables.index(name)]
 
     def _create(self, members: int) -> zarr.Group:
         fields = self.fields
-        self._coordinates(members).to_zarr(self._path, mode="w", zarr_format=3, consolidated=False)
+        about = {"title": "Ensemble forecasts; NaN where the truth is not in the test split"}
+        layout = coordinates(fields, fields.time[self.initials], self.n_leads, members, about)
+        layout.to_zarr(self._path, mode="w", zarr_format=3, consolidated=False)
         group = zarr.open_group(self._path, mode="r+")
         grid = (members, len(fields.latitude), len(fields.longitude))
-        for name in fields.variables:
+        for name in forecast_variables(fields):
             group.create_array(
                 name,
                 shape=(len(self.initials), self.n_leads, *grid),
                 chunks=(1, 1, *grid),
                 dtype="float32",
                 fill_value=float("nan"),
-                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                compressors=compressor(),
                 dimension_names=DIMENSIONS,
                 attributes={**fields.attributes[name], "coordinates": "valid_time"},
             )
         self._group = group
         return group
-
-    def _coordinates(self, members: int) -> xr.Dataset:
-        fields = self.fields
-        init_time = fields.time[self.initials]
-        lead_time = np.arange(1, self.n_leads + 1) * np.timedelta64(fields.step_hours, "h")
-        attributes = {
-            "init_time": {"standard_name": "forecast_reference_time"},
-            "lead_time": {"standard_name": "forecast_period"},
-            "member": {"standard_name": "realization"},
-            "latitude": {"standard_name": "latitude", "units": "degrees_north"},
-            "longitude": {"standard_name": "longitude", "units": "degrees_east"},
-            "valid_time": {"standard_name": "time"},
-        }
-        valid_time = init_time[:, None] + lead_time[None].astype("timedelta64[ns]")
-        values: dict[str, tuple[str | tuple[str, ...], np.ndarray]] = {
-            "init_time": ("init_time", init_time),
-            "lead_time": ("lead_time", lead_time.astype("timedelta64[ns]")),
-            "member": ("member", np.arange(members)),
-            "latitude": ("latitude", fields.latitude),
-            "longitude": ("longitude", fields.longitude),
-            "valid_time": (("init_time", "lead_time"), valid_time),
-        }
-        coordinates = {name: (dims, data, attributes[name]) for name, (dims, data) in values.items()}
-        about = {
-            "Conventions": "CF-1.11",
-            "title": "Ensemble forecasts; NaN where the truth is not in the test split",
-            "data_checksum": fields.checksum,
-        }
-        return xr.Dataset(coords=coordinates, attrs=about)
 
 
 def round_mantissa(values: np.ndarray, keep_bits: int) -> np.ndarray:
@@ -136,33 +109,42 @@ class Forecasts:
 
     Args:
         path: `predictions.zarr`.
-        fields: The data set that the forecasts are scored with.
+        fields: The data set that the forecasts are scored with, or its folder.
 
     Raises:
         DataError: The store is missing or broken, or comes from other data.
     """
 
-    def __init__(self, path: Path, fields: Fields):
-        self.path, self.fields = path, fields
+    def __init__(self, path: Path, fields: Fields | str):
+        self.path, self.fields = path, read_fields(fields) if isinstance(fields, str) else fields
         try:
             self.dataset = xr.open_zarr(path, consolidated=False, chunks=None, decode_timedelta=True)
             own = self.dataset.attrs["data_checksum"]
             self.members = self.dataset.sizes["member"]
         except (KeyError, OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); train the run again") from None
-        if own != fields.checksum:
+        if own != self.fields.checksum:
             raise DataError(f"{path}: was made from other data (checksum {own}); train the run again")
+
+    @property
+    def variables(self) -> list[str]:
+        """Variables that are forecast."""
+        return forecast_variables(self.fields)
 
     @property
     def estimator(self) -> str:
         """CRPS estimator: `fair`, or `absolute error` of a single member."""
         return "fair" if self.members > 1 else "absolute error (one member)"
 
+    def layout(self) -> xr.Dataset:
+        """All forecasts, lazily, as `relent.verify` wants them."""
+        return as_forecast(self.dataset, str(self.path))
+
     def pair(self, variable: str, initial: int, lead: int) -> tuple[Tensor, Tensor]:
         """Members (M, H, W) and truth (H, W) of one initial step and lead, in the variable's units.
 
         Raises:
-            DataError: A value is not finite: a chunk is missing or the run diverged.
+            DataError: There is no such forecast.
         """
         fields = self.fields
         time = fields.time[initial]
@@ -172,16 +154,21 @@ class Forecasts:
             raise DataError(
                 f"{self.path}: has no {variable} from {time} at lead step {lead}; train the run again"
             ) from None
-        members = torch.from_numpy(selected.values)
-        if not bool(members.isfinite().all()):
-            raise DataError(
-                f"{self.path}: {variable} from {time} at lead step {lead} is not finite: "
-                "a chunk is missing or the run diverged; train it again"
-            )
         truth = fields.physical(fields.frames(initial + lead, 1)[0])[fields.variables.index(variable)]
-        return members, truth
+        return torch.from_numpy(selected.values), truth
 
-    def window(self, initial: int, lead: int) -> str:
-        """Valid time and lead in words."""
-        valid = np.datetime_as_string(self.fields.time[initial + lead], unit="m").replace("T", " ")
-        return f"{valid} UTC, {lead * self.fields.step_hours} h ahead"
+    def case(self, variable: str, initial: int, lead: int) -> Case:
+        """One forecast to be drawn."""
+        members, truth = self.pair(variable, initial, lead)
+        fields, attributes = self.fields, self.fields.attributes[variable]
+        return Case(
+            variable,
+            attributes.get("long_name", variable),
+            attributes.get("units", ""),
+            window(fields.time[initial + lead], lead * fields.step_hours),
+            fields.latitude,
+            fields.longitude,
+            fields.topology,
+            members.numpy(),
+            truth.numpy(),
+        )
