@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relent.errors import ConfigError
 from relent.train.sampling import StepBatchSampler, derive_seed
 
 sizes = st.integers(1, 60)
@@ -36,14 +37,22 @@ def test_each_epoch_is_a_permutation_of_all_but_an_incomplete_batch(n_items, bat
 
 
 @few
-@given(sizes, batch_sizes, st.integers(1, 12), seeds, st.integers(1, 5))
-def test_the_shares_of_the_ranks_partition_every_batch(n_items, batch_size, n_batches, seed, world):
+@given(st.integers(1, 8), st.integers(1, 12), seeds, st.integers(1, 5), st.data())
+def test_the_shares_of_the_ranks_partition_every_batch(share, n_batches, seed, world, data):
+    batch_size = share * world
+    n_items = data.draw(st.integers(batch_size, 3 * batch_size))
     whole = list(StepBatchSampler(n_items, batch_size, n_batches, seed))
     shares = [list(StepBatchSampler(n_items, batch_size, n_batches, seed, rank=r, world=world)) for r in range(world)]
     for number, batch in enumerate(whole):
         parts = [share[number] for share in shares]
         assert sorted(item for part in parts for item in part) == sorted(batch)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert {len(part) for part in parts} == {share}
+
+
+@pytest.mark.parametrize(("n_items", "batch_size"), [(60, 15), (15, 60)])
+def test_shares_of_unequal_size_are_refused(n_items, batch_size):
+    with pytest.raises(ConfigError, match="15, which do not divide among 2 processes"):
+        StepBatchSampler(n_items, batch_size, 1, 0, world=2)
 
 
 @few

@@ -7,14 +7,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import zarr
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from safetensors.torch import load_file
 
 from relent.contract.subject import differing
-from relent.contract.trained import Killed, killed_after
+from relent.contract.trained import Dies, Killed
 from relent.errors import CheckpointError, ConfigError, DataError
 from relent.files import read_json
 from relent.manifest.catalogue import Catalogue, Run
@@ -75,6 +78,23 @@ def test_a_run_folder_is_whole_and_nothing_else_is_left(taught):
     assert logits.shape == (40, 5)
 
 
+def test_callbacks_and_loggers_are_added_to_the_runs_own(catalogue):
+    class Seen(Callback):
+        batches = 0
+
+        def on_train_batch_end(self, *_: object) -> None:
+            self.batches += 1
+
+    spec, seen, logger = spec_of(catalogue), Seen(), DummyLogger()
+    logger.log_metrics = Mock()
+    folder = run(spec, callbacks=[seen], loggers=[logger])
+    assert seen.batches == 12
+    with (folder / "metrics.csv").open(newline="") as handle:
+        rows = [(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(handle)]
+    logged = [(call.kwargs["step"], call.kwargs["metrics"]) for call in logger.log_metrics.call_args_list]
+    assert rows == [(step, name, value) for step, values in logged for name, value in values.items() if name != "epoch"]
+
+
 def test_a_teacher_stores_logits_of_every_item(teacher, patterns):
     outputs = zarr.open_group(teacher / "outputs.zarr", mode="r")
     assert outputs["logits"].shape == (200, 5)
@@ -89,8 +109,8 @@ def test_a_killed_run_resumes_to_the_same_bits(catalogue, killed_at):
     whole, broken = spec_of(catalogue), spec_of(catalogue)
     whole = replace(whole, output=f"{whole.output}-whole")
     expected, folder = run(whole), Path(broken.output)
-    with pytest.raises(Killed), killed_after(killed_at):
-        run(broken)
+    with pytest.raises(Killed):
+        run(broken, callbacks=[Dies(killed_at)])
     assert not (folder / "config.json").exists()
     run(broken)
     assert not differing(load_file(expected / "weights.safetensors"), load_file(folder / "weights.safetensors"))
@@ -99,14 +119,30 @@ def test_a_killed_run_resumes_to_the_same_bits(catalogue, killed_at):
     assert ours.tobytes() == theirs.tobytes()
 
 
+def test_a_run_whose_data_changed_since_its_checkpoint_starts_afresh(catalogue, tmp_path):
+    """Half of its steps on the old data and half on the new ones would be a mixture that nobody asked for."""
+    spec = spec_of(catalogue)
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    shutil.copytree(spec.inputs["data"], copied)
+    write_patterns(other, seed=1)
+    broken = replace(spec, inputs=spec.inputs | {"data": str(copied)})
+    with pytest.raises(Killed):
+        run(broken, callbacks=[Dies(8)])
+    shutil.rmtree(copied)
+    shutil.copytree(other, copied)
+    found = load_file(run(broken) / "weights.safetensors")
+    fresh = replace(spec, inputs=spec.inputs | {"data": str(other)}, output=f"{spec.output}-fresh")
+    assert not differing(load_file(run(fresh) / "weights.safetensors"), found)
+
+
 @pytest.mark.parametrize(("validate_every", "accumulate"), [(3, 1), (4, 1), (1, 2), (100, 1), (0, 2)])
 def test_validation_on_the_way_changes_neither_weights_nor_resume(catalogue, changed, validate_every, accumulate):
     plain = changed(spec_of(catalogue), accumulate=accumulate)
     validated = changed(replace(plain, output=f"{plain.output}-validated"), validate_every=validate_every)
     expected = load_file(run(plain) / "weights.safetensors")
     uninterrupted = run(replace(validated, output=f"{validated.output}-whole"))
-    with pytest.raises(Killed), killed_after(9 * accumulate - 1):
-        run(validated)
+    with pytest.raises(Killed):
+        run(validated, callbacks=[Dies(9 * accumulate - 1)])
     folder = run(validated)
     assert not differing(expected, load_file(folder / "weights.safetensors"))
     assert (folder / "metrics.csv").read_bytes() == (uninterrupted / "metrics.csv").read_bytes()
@@ -117,8 +153,8 @@ def test_validation_on_the_way_changes_neither_weights_nor_resume(catalogue, cha
 
 def killed(spec: RunSpec) -> Path:
     """Checkpoint of a run killed after eight batches."""
-    with pytest.raises(Killed), killed_after(8):
-        run_stage(spec)
+    with pytest.raises(Killed):
+        run_stage(spec, callbacks=[Dies(8)])
     return Path(spec.output) / "checkpoints" / spec.plan() / "last.ckpt"
 
 
@@ -256,27 +292,33 @@ def store_of(catalogue: Catalogue) -> Path:
     return Path(catalogue.layout.dataset("patterns", "smoke")) / "dataset.zarr"
 
 
+def chunks_of_inputs(catalogue: Catalogue) -> list[Path]:
+    return sorted(path for path in (store_of(catalogue) / "inputs" / "c").rglob("*") if path.is_file())
+
+
 def test_a_missing_chunk_is_refused(own_data):
-    (store_of(own_data) / "images" / "c" / "1" / "0" / "0").unlink()
+    chunk = chunks_of_inputs(own_data)[1]
+    chunk.unlink()
     with pytest.raises(DataError) as raised:
         build(spec_of(own_data))
-    assert_one_line(raised, "images/c/1/0/0", "a chunk is missing", "run the data rule again")
+    name = chunk.relative_to(store_of(own_data))
+    assert_one_line(raised, str(name), "a chunk is missing", "run the data rule again")
 
 
 def test_a_truncated_file_is_refused(own_data):
-    chunk = store_of(own_data) / "images" / "c" / "0" / "0" / "0"
+    chunk = chunks_of_inputs(own_data)[0]
     chunk.write_bytes(chunk.read_bytes()[:-7])
     with pytest.raises(DataError) as raised:
         build(spec_of(own_data))
-    assert_one_line(raised, "images/c/0/0/0", "truncated")
+    assert_one_line(raised, str(chunk.relative_to(store_of(own_data))), "truncated")
 
 
 def test_a_chunk_of_the_right_size_that_does_not_decode_is_refused(own_data):
-    chunk = store_of(own_data) / "images" / "c" / "0" / "0" / "0"
+    chunk = chunks_of_inputs(own_data)[0]
     chunk.write_bytes(b"\xff" * chunk.stat().st_size)
     with pytest.raises(DataError) as raised:
         build(spec_of(own_data))
-    assert_one_line(raised, "images", "cannot be decoded")
+    assert_one_line(raised, "inputs", "cannot be decoded")
 
 
 def test_labels_outside_the_classes_are_refused(own_data):

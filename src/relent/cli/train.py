@@ -5,14 +5,22 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from relent.cli.options import catalogue_options, find
-from relent.errors import PlanError
+from relent.cli.options import CODE, catalogue_options, find
+from relent.errors import PlanError, StoppedError
+from relent.files import read_json
 from relent.manifest.catalogue import Catalogue, Run
+from relent.manifest.steps import check_code, step_code
 from relent.runspec import RunSpec
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 @click.command("train")
@@ -44,7 +52,8 @@ def train_command(
 ) -> None:
     """Train METHOD (or a --teacher) on TASK and write its folder.
 
-    A run that was killed resumes from its last checkpoint and ends with the same weights. The folder holds
+    A run that was killed resumes from its last checkpoint and ends with the same weights; SIGTERM and Ctrl-C let it
+    finish its step and write one (exit status 143 and 130). The folder holds
     config.json, metrics.csv, weights.safetensors and predictions.zarr (a teacher: outputs.zarr).
     """
     manifest = find(catalogue, "task", task)
@@ -64,6 +73,9 @@ def train_command(
         spec = catalogue.stage_spec(Run(task, method, variant or chosen.default_variant, scale, seed), stage)
     check_plan(spec, plan)
     limit_threads(threads)
+    if spec.processes > 1:
+        # Torch warns each process of what DDP was told to do on purpose.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # A second of every job: the collector would search the modules that are imported now, again and again.
     gc.disable()
@@ -71,7 +83,23 @@ def train_command(
 
     gc.freeze()
     gc.enable()
-    run_stage(spec, threads=threads, resume=resume)
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    try:
+        run_stage(spec, threads=threads, resume=resume, loggers=live_loggers(spec) if first else ())
+    except StoppedError as stopped:
+        if first:
+            click.echo(f"relent: {stopped}", err=True)
+        sys.exit(stopped.status)
+
+
+def live_loggers(spec: RunSpec) -> Sequence[Logger]:
+    """What streams the run to a tracking server while it trains: nothing, unless there is one."""
+    if not os.environ.get("RELENT_TRACKING_URI", "").startswith("http"):
+        return ()
+    from relent.track.live import live_logger
+
+    logger = live_logger(spec)
+    return (logger,) if logger is not None else ()
 
 
 def limit_threads(threads: int) -> None:
@@ -98,8 +126,13 @@ def check_plan(spec: RunSpec, plan: str | None) -> None:
 @click.option("--dataset", type=click.Path(path_type=Path), help="Prepared data set [the one it was trained with].")
 @click.option("--teacher-outputs", type=click.Path(path_type=Path), help="Folder of the teacher to compare with.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="CPU threads.")
-def evaluate_command(folder: Path, dataset: Path | None, teacher_outputs: Path | None, threads: int) -> None:
+@CODE
+def evaluate_command(
+    folder: Path, dataset: Path | None, teacher_outputs: Path | None, threads: int, code: str | None
+) -> None:
     """Score the run in FOLDER on the test split: writes scores.json and figures/."""
+    if code is not None:
+        check_code(folder / "scores.json", code, step_code("evaluate", read_json(folder / "config.json")["kind"]))
     limit_threads(threads)
     import torch
 

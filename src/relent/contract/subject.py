@@ -54,12 +54,13 @@ class Subject:
         if name not in catalogue.methods:
             raise ConfigError(f"no method {name!r}{nearest(name, catalogue.methods)}")
         method = catalogue.methods[name]
-        fitting = [t.name for t in catalogue.tasks.values() if t.kind in method.tasks]
+        fitting = [t.name for t in catalogue.tasks.values() if method.fits(t)]
         if task is not None and task not in catalogue.tasks:
             raise ConfigError(f"no task {task!r}{nearest(task, catalogue.tasks)}")
-        if task not in (None, *fitting) or not fitting:
-            what = f"task {task!r} is another kind" if task else "there is no such task"
-            raise ConfigError(f"method {name!r} is for {', '.join(method.tasks)} tasks; {what}")
+        if task is not None and task not in fitting:
+            raise ConfigError(method.misfit(catalogue.tasks[task]))
+        if not fitting:
+            raise ConfigError(f"method {name!r} is for {', '.join(method.tasks)} tasks; there is no such task")
         task = task or fitting[0]
         catalogue.scale_of(catalogue.tasks[task], scale)
         data = Path(catalogue.layout.dataset(task, scale))

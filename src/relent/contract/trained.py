@@ -7,11 +7,11 @@ hyperparameters it must end with the weights of that baseline, bit for bit (weig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+
+from lightning.pytorch import Callback
 
 from relent.contract.result import CheckResult, failed, not_applicable, passed
 from relent.contract.subject import (
@@ -25,8 +25,6 @@ from relent.contract.subject import (
 )
 from relent.evaluate.run import evaluate_run
 from relent.methods.config import MethodConfig
-from relent.runspec import RunSpec
-from relent.train import stage as training
 from relent.train.stage import load_module, run_stage
 
 
@@ -57,23 +55,16 @@ class Killed(Exception):
     """Stands for whatever ends a run in the middle."""
 
 
-@contextmanager
-def killed_after(batches: int) -> Iterator[None]:
-    """Let every training inside the block die before batch `batches` (counted from zero)."""
-    original = training.build
+class Dies(Callback):
+    """Ends a training before batch `batches`, counted from zero and from its start or resume."""
 
-    def build(spec: RunSpec, start_batch: int = 0) -> Any:
-        built = original(spec, start_batch)
+    def __init__(self, batches: int):
+        self.left = batches
 
-        def die(batch: Any, batch_idx: int) -> None:
-            if batch_idx >= batches:
-                raise Killed
-
-        object.__setattr__(built[0], "on_train_batch_start", die)
-        return built
-
-    with patch.object(training, "build", build):
-        yield
+    def on_train_batch_start(self, *_: Any) -> None:
+        if not self.left:
+            raise Killed
+        self.left -= 1
 
 
 def check_resume(subject: Subject) -> CheckResult:
@@ -85,11 +76,8 @@ def check_resume(subject: Subject) -> CheckResult:
             trained = True
             if "teacher" in spec.inputs:
                 subject.teacher(Path(spec.inputs["teacher"]).parent.name)
-            try:
-                with killed_after(DIES_AFTER_BATCH * spec.hyperparameters["accumulate"]):
-                    run_stage(spec)
-            except Killed:
-                pass
+            with suppress(Killed):
+                run_stage(spec, callbacks=[Dies(DIES_AFTER_BATCH * spec.hyperparameters["accumulate"])])
         subject.train(spec)
     if not trained:
         return not_applicable("resume", "nothing is trained")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import Sampler
 
+from relent.errors import ConfigError
 from relent.methods.config import MethodConfig
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ class StepBatchSampler(Sampler[list[int]]):
         seed: Seed of the run.
         start: First batch to yield (batches seen before a resume).
         rank: This process.
-        world: Number of processes; each gets its share of every batch.
+        world: Number of processes; each gets its share of every batch, all of one size.
+
+    Raises:
+        ConfigError: A batch does not divide among the processes.
     """
 
     def __init__(
@@ -52,6 +56,12 @@ class StepBatchSampler(Sampler[list[int]]):
         self.n_items, self.batch_size, self.n_batches = n_items, min(batch_size, n_items), n_batches
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
         self.per_epoch = n_items // self.batch_size
+        if self.batch_size % world:
+            # Shares of unequal size would weigh their items unequally in the mean over processes.
+            raise ConfigError(
+                f"the training split has {n_items} items, so that a batch has {self.batch_size}, which do not divide"
+                f" among {world} processes; choose fewer devices or a batch_size that divides among them"
+            )
 
     @classmethod
     def of_run(

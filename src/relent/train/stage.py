@@ -8,74 +8,144 @@ import logging
 import platform
 import resource
 import sys
-import time
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from safetensors.torch import save_file
 
-from relent.errors import CheckpointError, ConfigError
-from relent.files import remove, whole, write_json
+from relent.errors import ConfigError
+from relent.files import full_disk_told, remove, whole, write_json
+from relent.locks import sole_trainer
 from relent.methods.base import Method
 from relent.methods.config import MethodConfig
 from relent.runspec import RunSpec
 from relent.tasks.base import TrainingTask
+from relent.train.checkpoints import (
+    AT_START,
+    Progress,
+    WholeFiles,
+    inputs_read,
+    last_checkpoint,
+    read_progress,
+    remove_leftovers,
+)
 from relent.train.history import History
-from relent.train.sampling import derive_seed, reseed
+from relent.train.processes import Processes, find_processes, left_behind, others_started, strategy_of
+from relent.train.sampling import derive_seed
+from relent.train.sharding import Sharded
+from relent.train.stopping import Stop
 
 LOG = logging.getLogger("relent.train")
 
 
-def run_stage(spec: RunSpec, *, threads: int = 1, resume: Path | None = None) -> None:
+def run_stage(
+    spec: RunSpec,
+    *,
+    threads: int = 1,
+    resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> None:
     """Train one stage and write its folder.
+
+    A run of several processes is started once for each by `srun`, or once; then this process starts the others.
 
     Args:
         spec: What to do.
-        threads: CPU threads.
+        threads: CPU threads of each process.
         resume: Checkpoint to resume from; default: the stage's own last one, if there is any.
+        callbacks: Lightning callbacks beside the run's own; on processes that `run_stage` starts they are missing.
+        loggers: Lightning loggers beside the run's own; they log on process 0 alone.
 
     Raises:
         CheckpointError: The checkpoint is unreadable or of another configuration.
-        ConfigError: The implementation cannot be loaded.
+        ConfigError: The implementation cannot be loaded, or the machine does not fit the run's execution.
         DataError: An input is missing or broken.
+        DivergedError: The weights are no longer finite.
+        RelentError: A file cannot be written; the checkpoint before is kept.
+        StoppedError: A signal asked the run to stop; it resumes from its checkpoint.
     """
+    processes = find_processes(spec)
+    sole = nullcontext() if processes.rank else sole_trainer(spec.output)
+    with full_disk_told(Path(spec.output)), Stop(spec) as stop, sole:
+        run_process(spec, processes, stop, threads, resume, callbacks, loggers)
+
+
+def run_process(
+    spec: RunSpec,
+    processes: Processes,
+    stop: Stop,
+    threads: int,
+    resume: Path | None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> None:
+    """The part of one process in a stage: all train, process 0 writes."""
+    _quieten(processes, threads)
+    output = Path(spec.output)
+    checkpoints = output / "checkpoints" / spec.plan()
+    given, resume = resume, resume or last_checkpoint(checkpoints)
+    progress = read_progress(resume, spec) if resume else AT_START
+    if resume and not given and progress["read"] != inputs_read(spec):
+        LOG.info("%s: its data or teacher changed since its checkpoint was written; it starts afresh", spec.output)
+        resume, progress = None, AT_START
+    if resume:
+        LOG.info("resuming %s from %s at step %d", spec.output, resume, progress["step"])
+    module, datamodule, task = build(spec, progress["batches"])
+    clock = Progress(spec, module.config, checkpoints, progress, stop)
+    if module.config.max_steps:
+        own: list[Logger] = []
+        if not processes.rank:
+            remove_leftovers(checkpoints)
+            own = [History(checkpoints / "metrics.csv", progress["step"] if resume else None), *loggers]
+        trainer = _trainer(spec, module, processes, checkpoints, [clock, *callbacks], own)
+        with left_behind(), others_started(spec, processes, threads, resume), stop.explained():
+            trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+            module = _whole_module(spec, module, datamodule, task, trainer)
+        module.to(trainer.strategy.root_device)
+    elif not processes.rank:
+        History(checkpoints / "metrics.csv")
+    if not processes.rank:
+        _write(spec, module, task, output, checkpoints, clock, threads)
+
+
+def _quieten(processes: Processes, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    if processes.rank:
+        LOG.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
-    warnings.filterwarnings("ignore", r".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
     # The batches are resumed by the sampler, which starts at the batch that the checkpoint counts.
     warnings.filterwarnings("ignore", r".*your dataloader is not resumable.*")
-    output = Path(spec.output)
-    checkpoints = output / "checkpoints" / spec.plan()
-    resume = resume or _last(checkpoints)
-    progress: dict[str, Any] = _progress(resume, spec) if resume else {"batches": 0, "step": 0, "seconds": 0.0}
-    if resume:
-        LOG.info("resuming %s from %s at step %d", spec.output, resume, progress["step"])
-
-    module, datamodule, task = build(spec, progress["batches"])
-    clock = _Progress(spec, progress)
-    if module.config.max_steps:
-        trainer = _trainer(spec, module, checkpoints, clock, progress["step"] if resume else None)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
-    else:
-        History(checkpoints / "metrics.csv")
-    if getattr(module, "global_rank", 0) == 0:
-        _write(spec, module, task, output, checkpoints, clock, threads)
+    # Where SLURM is installed, Lightning takes every run for one that ought to be started by srun.
+    warnings.filterwarnings("ignore", r".*`srun` command is available.*")
+    # Every process runs the whole validation, so that its numbers are those of one process.
+    warnings.filterwarnings("ignore", r".*sync_dist=True.*")
 
 
 def build(spec: RunSpec, start_batch: int = 0) -> tuple[Method, Any, TrainingTask]:
     """Method, data module and task of a stage, initialised from the run's seed."""
+    task: TrainingTask = importlib.import_module(f"relent.tasks.{spec.kind}.training").Task(spec)
+    module = new_method(spec, task)
+    datamodule = task.datamodule(module.config, start_batch)
+    module.prepare(datamodule)
+    return module, datamodule, task
+
+
+def new_method(spec: RunSpec, task: TrainingTask) -> Method:
+    """The method of a stage, its weights drawn from the run's seed."""
     module_name, _, class_name = spec.implementation.partition(":")
     implementation = load_module(module_name)
-    task_class = importlib.import_module(f"relent.tasks.{spec.kind}.training").Task
-    task: TrainingTask = task_class(spec)
     method_class = getattr(implementation, class_name)
     if not issubclass(method_class, LightningModule):
         raise ConfigError(
@@ -84,9 +154,7 @@ def build(spec: RunSpec, start_batch: int = 0) -> tuple[Method, Any, TrainingTas
     config: MethodConfig = implementation.Config(**spec.hyperparameters)
     torch.manual_seed(derive_seed("weights", spec.seed, spec.role))
     module: Method = method_class(spec, config, task)
-    datamodule = task.datamodule(config, start_batch)
-    module.prepare(datamodule)
-    return module, datamodule, task
+    return module
 
 
 def load_module(name: str) -> ModuleType:
@@ -103,79 +171,23 @@ def load_module(name: str) -> ModuleType:
     return module
 
 
-class _Progress(Callback):
-    """Counts batches, reseeds before each, and puts both and the plan into every checkpoint.
-
-    Reseeding makes every draw of a training step a function of (seed, batch), so a resumed run needs no generator
-    state and methods of one seed see common random numbers.
-    """
-
-    def __init__(self, spec: RunSpec, progress: dict[str, Any]):
-        self.spec, self.batches, self.seconds = spec, progress["batches"], progress["seconds"]
-        self.began = time.perf_counter()
-
-    def elapsed(self) -> float:
-        """Seconds of training, those before a resume included."""
-        return self.seconds + time.perf_counter() - self.began
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        reseed(derive_seed("batch", self.spec.seed, self.batches, trainer.global_rank))
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.batches += 1
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["relent"] = {
-            "plan": self.spec.plan(),
-            "batches": self.batches,
-            "step": trainer.global_step,
-            "seconds": self.elapsed(),
-            "hyperparameters": self.spec.hyperparameters,
-        }
-
-
-def _last(checkpoints: Path) -> Path | None:
-    found = checkpoints / "last.ckpt"
-    return found if found.is_file() else None
-
-
-def _progress(path: Path, spec: RunSpec) -> dict[str, Any]:
-    """How far a checkpoint is, after checking that it belongs to this stage."""
-    try:
-        progress = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["relent"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: is no whole Relent checkpoint ({type(error).__name__}); delete it to start this run afresh"
-        ) from None
-    if progress["plan"] != spec.plan():
-        other, own = progress["hyperparameters"], spec.hyperparameters
-        differing = [
-            f"{k}: {other.get(k)} there, {own.get(k)} here" for k in sorted(own | other) if other.get(k) != own.get(k)
-        ]
-        why = "; ".join(differing) or "its code, task or data settings differ"
-        raise CheckpointError(f"{path}: comes from another configuration ({why}); resume with the one that wrote it")
-    return progress
-
-
-def _trainer(spec: RunSpec, module: Method, checkpoints: Path, clock: _Progress, resume_step: int | None) -> Trainer:
-    config = module.config
-    saver = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="last",
-        every_n_train_steps=min(config.checkpoint_every, config.max_steps),
-        save_top_k=1,
-        enable_version_counter=False,
-    )
-    execution = spec.execution
-    return Trainer(
+def _trainer(
+    spec: RunSpec,
+    module: Method,
+    processes: Processes,
+    checkpoints: Path,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> Trainer:
+    config, execution = module.config, spec.execution
+    trainer = Trainer(
         accelerator=execution["accelerator"],
         devices=execution["devices"],
         num_nodes=execution["nodes"],
-        strategy=execution["strategy"],
+        strategy=strategy_of(spec),
         precision=execution["precision"],
+        plugins=[processes, WholeFiles()],
+        default_root_dir=checkpoints,
         max_steps=config.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulate if module.automatic_optimization else 1,
@@ -184,25 +196,43 @@ def _trainer(spec: RunSpec, module: Method, checkpoints: Path, clock: _Progress,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=max(1, config.max_steps // 100),
-        logger=History(checkpoints / "metrics.csv", resume_step),
-        callbacks=[clock, saver],
+        logger=list(loggers) or False,
+        callbacks=list(callbacks),
         use_distributed_sampler=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning's own handlers would ask the other processes from within a signal handler, and requeue SLURM's jobs.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _whole_module(spec: RunSpec, module: Method, datamodule: Any, task: TrainingTask, trainer: Trainer) -> Method:
+    """The trained method with all its weights, on process 0 where they were sharded; elsewhere the method itself."""
+    if not isinstance(trainer.strategy, Sharded):
+        return module
+    state = trainer.strategy.lightning_module_state_dict()
+    if not trainer.is_global_zero:
+        return module
+    gathered = new_method(spec, task)
+    gathered.prepare(datamodule)
+    gathered.load_state_dict(state)
+    return gathered
 
 
 def _write(
-    spec: RunSpec, module: Method, task: TrainingTask, output: Path, checkpoints: Path, clock: _Progress, threads: int
+    spec: RunSpec, module: Method, task: TrainingTask, output: Path, checkpoints: Path, clock: Progress, threads: int
 ) -> None:
     """Write the stage's files by rename, `config.json` last: it marks the folder as whole."""
     seconds = clock.elapsed() if module.config.max_steps else 0.0
+    remove(output / "config.json")
     module.eval()
     torch.manual_seed(derive_seed("outputs", spec.seed))
     with torch.no_grad():
         task.write_outputs(module, output)
     with whole(output / "weights.safetensors") as temporary:
-        state = {k: v.contiguous().clone() for k, v in module.state_dict().items()}
+        state = {k: v.cpu().contiguous().clone() for k, v in module.state_dict().items()}
         save_file(state, temporary, metadata={"format": "pt"})
     with whole(output / "metrics.csv") as temporary:
         temporary.write_bytes((checkpoints / "metrics.csv").read_bytes())
@@ -215,5 +245,5 @@ def _write(
         "python": platform.python_version(),
         **task.summary(),
     }
-    write_json(output / "config.json", spec.to_json() | {"facts": facts})
+    write_json(output / "config.json", spec.to_json() | {"facts": facts, "read": inputs_read(spec)})
     remove(output / "checkpoints")
