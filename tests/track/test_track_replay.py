@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import Store
 from synthetic_runs import make_method, make_task, write_run
 
 from relent.compare import command
@@ -20,58 +21,39 @@ from relent.track.replay import replay_all
 from relent.track.store import opened
 
 
-class Store:
-    """What a user finds in a store, by MLflow's own client."""
-
-    def __init__(self, uri: str):
-        from mlflow import MlflowClient
-
-        self.client = MlflowClient(tracking_uri=uri)
-
-    def runs(self, query: str = "", experiment: str = "images") -> list[Any]:
-        found = self.client.get_experiment_by_name(experiment)
-        return list(self.client.search_runs([found.experiment_id], filter_string=query))
-
-    def content(self) -> dict[str, Any]:
-        """Everything that the active runs hold, without the store's own ids."""
-        return {run.data.tags["relent.run_id"]: self._content(run) for run in self.runs()}
-
-    def _content(self, run: Any) -> dict[str, Any]:
-        history = {
-            key: [(m.step, repr(m.value), m.timestamp) for m in self.client.get_metric_history(run.info.run_id, key)]
-            for key in run.data.metrics
-        }
-        place = Path(run.info.artifact_uri.removeprefix("file://"))
-        files = {str(p.relative_to(place)): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
-        times = (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time)
-        return {"params": run.data.params, "tags": run.data.tags, "history": history, "files": files, "info": times}
+def counts(**given: int) -> dict[str, int]:
+    return dict.fromkeys(("written", "completed", "replaced", "unchanged"), 0) | given
 
 
 def _replay(folders: list[Path], uri: str, root: Path, comparisons: list[Path] | None = None) -> dict[str, int]:
     receipt = replay_all(folders, comparisons or [], uri, root / "mlflow" / "artifacts", root / "tracking.json")
     assert json.loads((root / "tracking.json").read_text()) == receipt
-    counts: dict[str, int] = receipt["experiments"]["images"]
-    return counts
+    found: dict[str, int] = receipt["experiments"]["images"]
+    return found
 
 
 def test_a_run_is_whole_in_the_store(run_folders: list[Path], uri: str, tmp_path: Path) -> None:
-    assert _replay(run_folders, uri, tmp_path) == {"written": 4, "replaced": 0, "unchanged": 0}
+    assert _replay(run_folders, uri, tmp_path) == counts(written=4)
     run = Store(uri).content()["images/pld/default/laptop/seed1"]
     assert run["params"] == {
+        "run.method": "pld",
+        "run.variant": "default",
+        "run.scale": "laptop",
+        "run.seed": "1",
         "max_steps": "200",
         "temperature": "4.0",
-        "betas": "[0.9, 0.99]",
+        "betas": "0.9, 0.99",
         "data.items": "5000",
         "model.network.width": "16",
-        "model.network.kernels": "[3, 3]",
+        "model.network.kernels": "3, 3",
     }
     steps = [step for step, _, _ in run["history"]["train/loss"]]
     assert steps == list(range(0, 1200, 2))
     assert [float(value) for _, value, _ in run["history"]["val/nll"]] == [step / 7 for step in steps]
-    assert run["history"]["accuracy"][0][:2] == (1198, "0.81")
-    assert run["history"]["training_seconds"][0][1] == "12.5"
+    assert run["history"]["test/accuracy"][0][:2] == (0, "0.81")
+    assert run["history"]["cost/training_seconds"][0][1] == "12.5"
     name, status, start, end = run["info"]
-    assert (name, status, end - start) == ("pld·default·seed1", "FINISHED", 12500)
+    assert (name, status, end - start) == ("pld s1", "FINISHED", 12500)
     assert abs(end / 1000 - (run_folders[1] / "config.json").stat().st_mtime) < 0.01
     assert all(start <= time <= end for rows in run["history"].values() for _, _, time in rows)
     for file in ("config.json", "scores.json", "figures/curve.png"):
@@ -85,7 +67,7 @@ def test_a_run_is_whole_in_the_store(run_folders: list[Path], uri: str, tmp_path
 def test_twice_adds_nothing(run_folders: list[Path], uri: str, tmp_path: Path) -> None:
     _replay(run_folders, uri, tmp_path)
     before = Store(uri).content()
-    assert _replay(run_folders, uri, tmp_path) == {"written": 0, "replaced": 0, "unchanged": 4}
+    assert _replay(run_folders, uri, tmp_path) == counts(unchanged=4)
     assert Store(uri).content() == before
 
 
@@ -96,7 +78,7 @@ def test_a_deleted_store_is_rebuilt_whole(run_folders: list[Path], uri: str, tmp
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_store, tmp_path / "mlflow" / "again.db")  # MLflow holds the deleted file open in this process
     again = f"sqlite:///{tmp_path}/mlflow/again.db"
-    assert _replay(run_folders, again, tmp_path) == {"written": 4, "replaced": 0, "unchanged": 0}
+    assert _replay(run_folders, again, tmp_path) == counts(written=4)
     assert Store(again).content() == before
 
 
@@ -105,7 +87,7 @@ def test_search_by_parameter_tag_and_score(run_folders: list[Path], uri: str, tm
     store = Store(uri)
     assert {r.data.tags["relent.method"] for r in store.runs("params.temperature = '4.0'")} == {"pld"}
     assert len(store.runs("tags.`relent.seed` = '1' and tags.`relent.method` = 'nkd'")) == 1
-    assert len(store.runs("metrics.accuracy > 0.805")) == 2
+    assert len(store.runs("metrics.`test/accuracy` > 0.805")) == 2
     assert len(store.runs("params.`data.items` = '5000'")) == 4
 
 
@@ -120,10 +102,10 @@ def test_a_changed_run_is_replaced_and_the_old_one_deleted(run_folders: list[Pat
 
     _replay(run_folders, uri, tmp_path)
     write_run(tmp_path / "results", "nkd", 1, {"accuracy": 0.9}, hyperparameters={"temperature": 2.0})
-    assert _replay(run_folders, uri, tmp_path) == {"written": 0, "replaced": 1, "unchanged": 3}
+    assert _replay(run_folders, uri, tmp_path) == counts(replaced=1, unchanged=3)
     store = Store(uri)
     (new,) = store.runs("tags.`relent.run_id` = 'images/nkd/default/laptop/seed1'")
-    assert (new.data.params["temperature"], new.data.metrics["accuracy"]) == ("2.0", 0.9)
+    assert (new.data.params["temperature"], new.data.metrics["test/accuracy"]) == ("2.0", 0.9)
     everything = store.client.search_runs([new.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert [run.data.params["temperature"] for run in everything] == ["1.0"]
 
@@ -148,8 +130,7 @@ def test_a_replay_killed_in_the_middle_is_mended(
     with pytest.raises(KeyboardInterrupt):
         _replay(run_folders, uri, tmp_path)
     monkeypatch.undo()
-    counts = _replay(run_folders, uri, tmp_path)
-    assert counts == {"written": 2, "replaced": 1, "unchanged": 1}
+    assert _replay(run_folders, uri, tmp_path) == counts(written=2, completed=1, unchanged=1)
     found = Store(uri).runs()
     assert sorted(run.data.tags["relent.run_id"] for run in found) == sorted(
         f"images/{m}/default/laptop/seed{s}" for m in ("nkd", "pld") for s in (0, 1)
@@ -217,8 +198,11 @@ def test_a_comparison_is_a_run_of_its_own(run_folders: list[Path], uri: str, tmp
     content = store.content()["images/comparison/laptop"]
     assert set(content["files"]) == {*records.COMPARISON_FILES, "figures/curve.png"}
     assert "best Accuracy" in run.data.tags["mlflow.note.content"]
-    assert run.data.metrics["accuracy/pld"] == pytest.approx(0.805)
-    assert sum(value for key, value in run.data.metrics.items() if key.startswith("claims/")) == 2
+    assert run.data.metrics == {}  # the charts of the page are the runs' own
+    assert sum(int(value) for key, value in run.data.tags.items() if key.startswith("relent.claims_")) == 2
+    about = store.client.get_experiment_by_name("images").tags
+    assert about["mlflow.note.content"].startswith("**Image distillation**")
+    assert about["mlflow.experimentKind"] == "custom_model_development"
     again = command.run_track(run_folders, [out], uri, tmp_path / "artifacts", tmp_path / "tracking.json")
     assert again["experiments"]["images"]["unchanged"] == 5
 
@@ -245,7 +229,7 @@ def test_a_broken_run_stops_the_replay_before_it_writes(
 def test_names_that_mlflow_refuses_are_mended(uri: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "results", "pld", 0, {"pass@1": 0.5}, history=[(1, "train/loss [nats]", 0.1)])
     _replay([run], uri, tmp_path)
-    assert set(Store(uri).runs()[0].data.metrics) >= {"pass_1", "train/loss _nats_"}
+    assert set(Store(uri).runs()[0].data.metrics) >= {"test/pass_1", "train/loss _nats_"}
 
 
 def test_a_thousand_parameters_and_long_values_fit(uri: str, tmp_path: Path) -> None:

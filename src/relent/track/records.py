@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,17 @@ from typing import Any
 from relent.compare.results import read_run
 from relent.errors import DataError
 from relent.files import read_json
+from relent.track.locks import tree_id
 
 _NAME = re.compile(r"[^\w\-. /]")
 RUN_FILES = ("scores.json", "config.json")
+_LARGEST = sys.float_info.max
+_COSTS = ("training_seconds", "peak_memory_mb", "parameters")
+_FILTERS = (
+    "Runs are named by method, variant and seed; the run *comparison* holds the page with tables and verdicts. "
+    "Metrics: `train/` and `validation/` by step, `test/` scores, `cost/` time and memory. Filter with "
+    "``tags.`relent.method` = 'pld'``, ``tags.`relent.seed` = '0'``, ``tags.`relent.scale` = 'laptop'``."
+)
 COMPARISON_FILES = ("comparison.html", "comparison.csv", "comparison.json", "claims.json")
 
 
@@ -32,24 +41,37 @@ class Point:
     time: int
     """Milliseconds since 1970."""
 
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """What makes it the same point in file and store, where an infinite value is the largest finite one."""
+        value = self.value if math.isnan(self.value) else max(-_LARGEST, min(_LARGEST, self.value))
+        return self.key, self.step, repr(float(value))
+
 
 @dataclass
 class Record:
     """One MLflow run to be."""
 
     experiment: str
+    tree: str
+    """The results tree that it belongs to."""
     id: str
-    """What makes the run known: its folder relative to the results."""
+    """Its folder relative to the results; with the tree it makes the run known."""
     name: str
-    digest: str
     start: int
-    end: int
+    end: int = 0
     """Milliseconds since 1970."""
+    digest: str = ""
+    """Of all that the run is made from: 16 hexadecimal digits."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     artifacts: list[tuple[Path, str]] = field(default_factory=list)
     """File and the artifact folder that it goes to (empty: the top)."""
+    dataset: tuple[str, str] | None = None
+    """Name and checksum of the data that the run has learnt from."""
+    description: str = ""
+    """Of the experiment, in Markdown."""
 
 
 def run_record(folder: Path) -> Record:
@@ -60,25 +82,41 @@ def run_record(folder: Path) -> Record:
     """
     result = read_run(folder, "")
     config, facts = result.config, result.facts
-    run_id = "{task}/{method}/{variant}/{scale}/seed{seed}".format_map(config)
     end = _milliseconds(folder / "config.json")
     start = end - round(1000 * float(facts.get("training_seconds", 0.0)))
     files = [(folder / name, "") for name in RUN_FILES] + _figures(folder)
     history = _history(folder / "metrics.csv", start, end)
-    last = max((point.step for point in history), default=0)
-    numbers = result.scores | {k: v for k, v in facts.items() if _is_number(v)}
-    final = [Point(_NAME.sub("_", key), float(value), last, end) for key, value in numbers.items()]
+    measured = {f"test/{k}": v for k, v in result.scores.items()}
+    measured |= {f"cost/{k}": facts[k] for k in _COSTS if k in facts}
+    # At step 0, so that MLflow's pages draw bars and not one dot on an axis of steps.
+    final = [Point(metric_name(key), float(value), 0, end) for key, value in measured.items()]
+    record = begun(config, tree_id(folder.absolute().parents[4]), start)
+    # Scores first: MLflow's pages offer metrics in the order in which they came.
+    record.end, record.points, record.artifacts = end, final + history, files
+    record.tags |= {f"relent.{key}": str(value) for key, value in facts.items() if key not in _COSTS}
+    if "data_checksum" in facts:
+        record.dataset = (f"{config['task']} {config['scale']}", facts["data_checksum"])
+    record.digest = _digest(record)
+    return record
+
+
+def begun(config: Mapping[str, Any], tree: str, start: int) -> Record:
+    """What is known of a run when its training begins.
+
+    Args:
+        config: The run's config.json, or the specification that it will be made from.
+        tree: The results tree that it belongs to.
+        start: Milliseconds since 1970.
+    """
+    variant = "" if config["variant"] == "default" else f":{config['variant']}"
     return Record(
         experiment=config["task"],
-        id=run_id,
-        name="{method}·{variant}·seed{seed}".format_map(config),
-        digest=_digest([path for path, _ in files] + [folder / "metrics.csv"]),
+        tree=tree,
+        id="{task}/{method}/{variant}/{scale}/seed{seed}".format_map(config),
+        name=f"{config['method']}{variant} s{config['seed']}",
         start=start,
-        end=end,
         params=_params(config),
-        tags=_tags(config, facts),
-        points=history + final,
-        artifacts=files,
+        tags=_tags(config),
     )
 
 
@@ -93,14 +131,11 @@ def comparison_record(folder: Path) -> Record:
     files = [(folder / name, "") for name in COMPARISON_FILES if (folder / name).is_file()] + _figures(folder)
     end = _milliseconds(folder / "comparison.json")
     verdicts = Counter(claim["verdict"].replace(" ", "_") for claim in claims)
-    means = [
-        Point(_NAME.sub("_", f"{row['metric']}/{row['label']}"), row["mean"], 0, end) for row in comparison["table"]
-    ]
-    return Record(
+    record = Record(
         experiment=comparison["task"],
+        tree=tree_id(folder.absolute().parent),
         id=f"{comparison['task']}/comparison/{comparison['scale']}",
-        name=f"comparison·{comparison['scale']}",
-        digest=_digest([path for path, _ in files]),
+        name=f"comparison {comparison['scale']}",
         start=end,
         end=end,
         tags={
@@ -108,37 +143,48 @@ def comparison_record(folder: Path) -> Record:
             "relent.task": comparison["task"],
             "relent.scale": comparison["scale"],
             "relent.seeds": " ".join(str(seed) for seed in comparison["seeds"]),
-            "mlflow.note.content": comparison["answer"],
+            **{f"relent.claims_{said}": str(number) for said, number in sorted(verdicts.items())},
+            "mlflow.note.content": f"{comparison['answer']}. Tables, intervals and verdicts: `comparison.html` below.",
         },
-        points=[*means, *(Point(f"claims/{said}", float(n), 0, end) for said, n in verdicts.items())],
         artifacts=files,
+        description="\n\n".join(
+            text
+            for text in (f"**{comparison['title']}**", comparison["summary"], comparison["notice"], _FILTERS)
+            if text
+        ),
     )
+    record.digest = _digest(record)
+    return record
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: other signs than letters, digits, `_-. /` become `_`."""
+    return _NAME.sub("_", name)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested options as dotted names with text values; lists become JSON."""
+    """Nested options as dotted names with text values."""
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = json.dumps(value) if isinstance(value, list) else str(value)
+            found[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return found
 
 
 def _params(config: Mapping[str, Any]) -> dict[str, str]:
-    params = flat(config["hyperparameters"])
+    params = {f"run.{key}": str(config[key]) for key in ("method", "variant", "scale", "seed")}
+    params |= flat(config["hyperparameters"])
     for part in ("data", "model", "evaluation"):
         params |= flat(config[f"{part}_options"], f"{part}.")
     return params
 
 
-def _tags(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
-    named = ("task", "kind", "method", "family", "variant", "scale", "seed", "plan", "code")
-    tags = {f"relent.{key}": str(config[key]) for key in named if key != "kind"}
-    tags |= {"relent.kind": "run", "relent.task_kind": str(config["kind"])}
-    tags |= {f"relent.{key}": str(value) for key, value in facts.items() if isinstance(value, str)}
-    return tags
+def _tags(config: Mapping[str, Any]) -> dict[str, str]:
+    named = ("task", "method", "family", "variant", "scale", "seed", "plan", "code")
+    tags = {f"relent.{key}": str(config[key]) for key in named}
+    return tags | {"relent.kind": "run", "relent.task_kind": str(config["kind"])}
 
 
 def _history(path: Path, start: int, end: int) -> list[Point]:
@@ -151,23 +197,20 @@ def _history(path: Path, start: int, end: int) -> list[Point]:
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path}: is not whole ({error}); train the run again") from None
     last = max((step for step, _, _ in rows), default=0) or 1
-    return [Point(_NAME.sub("_", key), value, step, start + (end - start) * step // last) for step, key, value in rows]
+    return [Point(metric_name(key), value, step, start + (end - start) * step // last) for step, key, value in rows]
 
 
 def _figures(folder: Path) -> list[tuple[Path, str]]:
     return [(path, "figures") for path in sorted(folder.glob("figures/*.png"))]
 
 
-def _digest(paths: list[Path]) -> str:
-    """SHA-256 over names and bytes."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _digest(record: Record) -> str:
+    """Half a SHA-256 over all that is written, times apart: a copied tree has others."""
+    content = [record.name, record.params, record.tags, record.dataset, [point.place for point in record.points]]
+    total = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for path, place in record.artifacts:
+        total.update(f"{place}/{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 def _milliseconds(path: Path) -> int:

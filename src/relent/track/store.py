@@ -1,25 +1,26 @@
-"""Opens an MLflow tracking store: quiet, checked before use, with secrets kept out of every message.
+"""Opens an MLflow tracking store: quiet, checked before use, patient, with secrets kept out of every message.
 
-MLflow retries a broken SQLite file or an absent server for minutes; what can be found out at once is asked first.
+MLflow retries a broken SQLite file or an absent server for minutes, in silence; what can be found out at once is asked
+first, and what may pass is tried again here, where the user is told.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import socket
 import sqlite3
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from relent.errors import RelentError
+from relent.track.address import Address, understand
+from relent.track.locks import alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,26 +31,54 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SECONDS = 8.0
+"""For a sign of life."""
+_PATIENCE = 120.0
+"""Seconds after which a store that answers nothing but errors is given up."""
+_PASSING = (
+    "database is locked",
+    "database table is locked",
+    "must be in the 'active' state",
+    "already exists",
+    "pg_type_typname",
+)
 
 
-def masked(text: str) -> str:
-    """Replace user, password and query of every address in a text by `***`."""
-    text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
-    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\"]*", r"\1?***", text)
+class StoreAway(RelentError):
+    """The store does not answer, or says that it cannot just now."""
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """File of a `sqlite:///` address; None for every other address."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+class Patience:
+    """Waits between attempts, 1, 2, 4 … 20 s, and gives up two minutes after the first of failures in a row."""
+
+    def __init__(self) -> None:
+        self.progress()
+
+    def progress(self) -> None:
+        """Something worked: start afresh."""
+        self._pause = 1.0
+        self._deadline: float | None = None
+
+    def wait(self, error: StoreAway) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            StoreAway: `error`, if it is time to give up.
+        """
+        now = time.monotonic()
+        self._deadline = self._deadline or now + _PATIENCE
+        left = self._deadline - now
+        if left <= 0:
+            raise error
+        LOG.info("%s; trying again in %.0f s", str(error).partition(";")[0], self._pause)
+        self._sleep(min(self._pause, left))
+        self._pause = min(2 * self._pause, 20.0)
+
+    _sleep = staticmethod(time.sleep)
 
 
 @contextmanager
@@ -60,52 +89,57 @@ def opened(uri: str) -> Iterator[MlflowClient]:
         RelentError: The address is unusable, the file is no SQLite store, or the server is away or refuses; the message
             names the address without its secrets.
     """
-    path = sqlite_path(uri)
-    if path is None:
-        _check_server(uri)
-        with _told(uri), _credentials(uri) as address:
-            yield _client(address)
-        return
-    with _alone(path):
-        _check_sqlite(path)
-        with _told(uri):
-            yield _client(uri)
+    address = understand(uri)
+    lock: AbstractContextManager[None] = nullcontext()
+    if address.kind == "file":
+        lock = alone(address.path.with_name(f"{address.path.name}.lock"), f"tracking store {address.path}")
+    with lock, address.environment():
+        client = _awaited(address)
+        with told(address):
+            yield client
 
 
-@contextmanager
-def _credentials(uri: str) -> Iterator[str]:
-    """Move user and password of an HTTP address into the variables that MLflow reads them from.
-
-    MLflow prints and raises the address as it was given; without them in it nothing can tell them.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.username is None:
-        yield uri
-        return
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(zip(names, (unquote(parts.username), unquote(parts.password or ""))))
-    try:
-        yield urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+def _awaited(address: Address) -> MlflowClient:
+    """The client, which makes the store's tables; another one may be making them just now."""
+    patience = Patience()
+    while True:
+        try:
+            with told(address):
+                check(address)
+                return client_of(address)
+        except StoreAway as error:
+            patience.wait(error)
 
 
-def _client(uri: str) -> MlflowClient:
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+def client_of(address: Address) -> MlflowClient:
+    """MLflow's client, told to be quiet."""
+    settle_mlflow()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=address.uri)
+
+
+def settle_mlflow(timeout: int = 30, retries: int = 3) -> None:
+    """Set MLflow's variables, where the user has not.
+
+    Args:
+        timeout: Seconds for one request.
+        retries: Further attempts of one request.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
+    for key, value in {**_ENVIRONMENT, **limits}.items():
+        os.environ.setdefault(key, value)
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line that names the store."""
+def told(address: Address) -> Iterator[None]:
+    """Turn MLflow's errors into one line that names the store.
+
+    Raises:
+        StoreAway: It may pass.
+        RelentError: It will not.
+    """
     try:
         yield
     except RelentError:
@@ -114,34 +148,57 @@ def _told(uri: str) -> Iterator[None]:
         kind = type(error).__module__.partition(".")[0]
         if kind not in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"):
             raise
-        reason = masked(str(error).partition("\n")[0])[:300]
-        raise RelentError(
-            f"tracking store {masked(uri)}: {reason}; nothing is lost, run the tracking step again when it answers"
+        reason = address.clean(_plain(str(error)))
+        passing = _may_pass(error, address)
+        raise (StoreAway if passing else RelentError)(
+            f"tracking store {address.shown}: {reason}; nothing is lost, run the tracking step again "
+            + ("when it answers" if passing else "when that is mended")
         ) from None
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock file beside a local store; a second writer waits."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_name(f"{path.name}.lock").open("w")
-    except OSError as error:
-        raise RelentError(
-            f"tracking store {path}: cannot be written ({error.strerror}); choose a writable folder"
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("another process writes to %s; waiting for it", path)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _plain(message: str) -> str:
+    """MLflow's message of a failed request in words."""
+    if "Read timed out" in message:
+        return "it did not answer in time"
+    if refused := re.search(
+        r"Connection refused|Connection reset|Connection aborted|Name or service not known", message
+    ):
+        return refused.group().lower()
+    if answer := re.search(r"too many (\d+) error responses", message):
+        return f"it answers HTTP {answer.group(1)}"
+    return message.partition("\n")[0][:300]
 
 
-def _check_sqlite(path: Path) -> None:
+def _may_pass(error: Exception, address: Address) -> bool:
+    text = str(error)
+    if any(words in text for words in _PASSING):
+        return True
+    if address.kind == "file":
+        return False
+    if kind_of_http := getattr(getattr(error, "response", None), "status_code", None):
+        return kind_of_http in (408, 429) or kind_of_http >= 500
+    if hasattr(error, "get_http_status_code"):
+        code = error.get_http_status_code()
+        return code in (408, 409, 429) or code >= 500
+    return True
+
+
+# ------------------------------------------------------------------------------------------------- before use
+
+
+def check(address: Address) -> None:
+    """Ask a store for a sign of life.
+
+    Raises:
+        StoreAway: It gives none.
+        RelentError: It cannot be used.
+    """
+    {"file": _check_file, "server": _check_server, "database": _check_database}[address.kind](address)
+
+
+def _check_file(address: Address) -> None:
     try:
-        connection = sqlite3.connect(path, timeout=_SECONDS)
+        connection = sqlite3.connect(address.path, timeout=_SECONDS)
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("SELECT count(*) FROM sqlite_master")
@@ -149,37 +206,51 @@ def _check_sqlite(path: Path) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise StoreAway(
+                f"tracking store {address.path}: another program writes to it; run the tracking step again"
+            ) from None
         raise RelentError(
-            f"tracking store {path}: cannot be used ({error}); move it away and run the tracking step again, "
+            f"tracking store {address.path}: cannot be used ({error}); move it away and run the tracking step again, "
             "which rebuilds it from the results"
         ) from None
 
 
-def _check_server(uri: str) -> None:
-    """Ask a server for a sign of life; any HTTP answer is one, for a proxy may refuse the health page."""
-    parts = urlsplit(uri)
-    scheme = parts.scheme.partition("+")[0]
-    if scheme not in _PORTS or not parts.hostname:
-        raise RelentError(
-            f"tracking address {masked(uri)!r} is not understood; use sqlite:///FILE, http(s)://HOST:PORT "
-            "or a database address such as postgresql://HOST/NAME"
-        )
+def _check_server(address: Address) -> None:
+    """Any HTTP answer is a sign of life, for a proxy may refuse the health page; that it is just now away is none."""
     try:
-        port = parts.port or _PORTS[scheme]
-        if scheme in ("http", "https"):
-            address = f"{scheme}://{_host(parts.hostname)}:{port}{parts.path.rstrip('/')}/health"
-            urllib.request.urlopen(address, timeout=_SECONDS).close()
-        else:
-            socket.create_connection((parts.hostname, port), timeout=_SECONDS).close()
+        urllib.request.urlopen(f"{address.uri}/health", timeout=_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code >= 500:
+            raise _away(address, f"HTTP {error.code}") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        raise _away(address, str(getattr(error, "reason", error))) from None
+
+
+def _check_database(address: Address) -> None:
+    """Connect once: MLflow would try a wrong password for the better part of an hour."""
+    import sqlalchemy
+
+    try:
+        socket.create_connection((address.host, address.port), timeout=_SECONDS).close()
+    except OSError as error:
+        raise _away(address, str(error)) from None
+    try:
+        engine = sqlalchemy.create_engine(address.uri, poolclass=sqlalchemy.pool.NullPool)
+        engine.connect().close()
+    except ImportError as error:
         raise RelentError(
-            f"tracking server {masked(uri)} does not answer ({reason}); the results are whole, "
-            "run the tracking step again when it does"
+            f"tracking store {address.shown}: its Python driver is not installed ({error.name}); for PostgreSQL: "
+            "pip install psycopg2-binary"
         ) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = " ".join(address.clean(str(error)).split("\n(Background")[0].split())
+        raise RelentError(f"tracking store {address.shown}: refuses ({reason[:300]})") from None
 
 
-def _host(name: str) -> str:
-    return f"[{name}]" if ":" in name else name
+def _away(address: Address, reason: str) -> StoreAway:
+    return StoreAway(
+        f"tracking server {address.shown} does not answer ({address.clean(reason)}); the results are whole, "
+        "run the tracking step again when it does"
+    )
