@@ -52,6 +52,13 @@ class SmallProject:
         relent.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from relent.cli import main; main()' \"$@\"\n")
         relent.chmod(0o755)
 
+    @classmethod
+    def at(cls, folder: Path) -> "SmallProject":
+        """The project that a folder holds already."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
+
     def write(self, name: str, values: dict) -> None:
         (self.folder / name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -85,6 +92,24 @@ class SmallProject:
         if check and done.returncode:
             raise AssertionError(done.stdout[-3000:] + done.stderr[-6000:])
         return done
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake in a session of its own, to be stopped by a test."""
+        output = (self.folder / "snakemake.out").open("w")
+        return subprocess.Popen(
+            [str(BIN / "snakemake"), "--cores", "1", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def long_training(self, steps: int) -> None:
+        """Make every run (not the teacher) as long as a test needs to interfere."""
+        task = yaml.safe_load((self.folder / "config/tasks/patterns.yaml").read_text())
+        task["scales"]["smoke"]["training"] |= {"max_steps": steps, "checkpoint_every": 50}
+        self.write("config/tasks/patterns.yaml", task)
 
     def planned(self, *arguments: str) -> Counter:
         """Jobs that a dry run would run: one entry a rule, and one a rule with its method and seed."""
@@ -123,7 +148,7 @@ def project(tmp_path: Path) -> SmallProject:
     return SmallProject(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
     """A small project whose main job has run once; tests of partial reruns restore what they change."""
     project = SmallProject(tmp_path_factory.mktemp("finished"))

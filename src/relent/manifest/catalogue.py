@@ -5,6 +5,7 @@ The Snakefile asks this module for its whole target list in one call; it imports
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,9 +15,9 @@ from typing import Any, TypeVar
 
 from relent.errors import ConfigError, nearest
 from relent.manifest import hyperparameters
-from relent.manifest.fingerprint import fingerprint, module_file
+from relent.manifest.fingerprint import canonical, fingerprint, module_file
 from relent.manifest.models import Config, Method, Resources, Source, Strict, Task, TaskScale
-from relent.manifest.paths import Layout
+from relent.manifest.paths import RESERVED, Layout
 from relent.manifest.yamlfile import Document, parse, read_yaml
 from relent.runspec import RunSpec
 
@@ -41,6 +42,8 @@ class Comparison:
     task: str
     scale: str
     runs: tuple[Run, ...]
+    main: bool = True
+    """Whether the main job runs it."""
 
 
 @dataclass
@@ -100,10 +103,23 @@ class Catalogue:
     # ------------------------------------------------------------------------------------------ checks
 
     def _check(self) -> None:
+        self._check_names()
         for task in self.tasks.values():
             self._check_task(task)
         for method in self.methods.values():
             self._check_method(method)
+
+    def _check_names(self) -> None:
+        """Tasks, families and rules are asked for by name alike; a task's folder holds its methods and its figures."""
+        named: list[tuple[str, str, Strict]] = [("task", task.name, task) for task in self.tasks.values()]
+        for method in self.methods.values():
+            named += [("method", method.name, method), ("family", method.family, method)]
+        for what, name, manifest in named:
+            if name in RESERVED[what] or (what == "family" and name in self.tasks):
+                raise self.document(manifest).error(
+                    f"{name!r} is taken: the workflow has something else of that name; choose another",
+                    "family" if what == "family" else "name",
+                )
 
     def _check_task(self, task: Task) -> None:
         document = self.document(task)
@@ -111,13 +127,14 @@ class Catalogue:
             raise document.error(f"there is no package relent.tasks.{task.kind}", "kind")
         if module_file(task.data_module) is None:
             raise document.error(f"module {task.data_module!r} does not exist", "data_module")
-        options = import_module(f"relent.tasks.{task.kind}.options").Options
+        options = import_module(f"relent.tasks.{task.kind}.options").Options.of(task.data_module)
         for scale, settings in task.scales.items():
             parts = {"data": settings.data, "model": settings.model, "evaluation": settings.evaluation}
             parse(options, document, parts, at=("scales", scale.value))
             for name, teacher in task.teachers.items():
                 if scale in teacher.model:
-                    parse(options, document, {"model": teacher.model[scale]}, at=("teachers", name, scale.value))
+                    teacher_parts = {"data": settings.data, "model": teacher.model[scale]}
+                    parse(options, document, teacher_parts, at=("teachers", name, scale.value))
         for position, source in enumerate(task.sources):
             if source not in self.sources:
                 raise document.error(f"no source {source!r}{nearest(source, self.sources)}", "sources", position)
@@ -158,22 +175,23 @@ class Catalogue:
                     raise document.error(
                         f"no task {task_name!r}{nearest(task_name, self.tasks)}", "claims", position, "tasks"
                     )
-            for task in self.claim_tasks(method, claim.tasks):
-                if claim.metric not in task.metrics:
-                    raise document.error(
-                        f"task {task.name!r} has no metric {claim.metric!r}{nearest(claim.metric, task.metrics)}",
-                        *("claims", position, "metric"),
-                    )
+            without = [task for task in self.claim_tasks(method, claim.tasks) if claim.metric not in task.metrics]
+            if without and (claim.tasks or len(without) == len(self.claim_tasks(method, ()))):
+                metrics = {metric for task in without for metric in task.metrics}
+                raise document.error(
+                    f"task {without[0].name!r} has no metric {claim.metric!r}{nearest(claim.metric, metrics)}",
+                    *("claims", position, "metric"),
+                )
         for variant_name in method.variants:
             for task in self.tasks.values():
-                if task.kind in method.tasks:
+                if method.fits(task):
                     for scale in task.scales:
                         self._hyperparameters(task, task.scales[scale], method, variant_name, scale)
 
     def claim_tasks(self, method: Method, names: Iterable[str]) -> list[Task]:
-        """Tasks on which a claim is checked: those named, else all whose kind the method fits."""
+        """Tasks on which a claim may be checked: those named, else all that the method fits."""
         chosen = list(names)
-        return [t for t in self.tasks.values() if (t.name in chosen if chosen else t.kind in method.tasks)]
+        return [t for t in self.tasks.values() if (t.name in chosen if chosen else method.fits(t))]
 
     # ------------------------------------------------------------------------------------------ specifications
 
@@ -187,13 +205,21 @@ class Catalogue:
         training: Mapping[str, Any] = {},
     ) -> dict[str, Any]:
         task_file, method_file = str(self.document(task).path), str(self.document(method).path)
-        return hyperparameters.resolve(
+        values = hyperparameters.resolve(
             method.implementation,
             (f"{task_file}: scales.{scale}.training", settings.training),
             (f"{method_file}: hyperparameters.{scale}", method.hyperparameters.get(scale, {})),  # type: ignore[call-overload]
             (f"{method_file}: variants.{variant}", method.variants[variant].hyperparameters),
             (f"{task_file}: teachers", training),
         )
+        processes, batch, parts = settings.execution.processes, values.get("batch_size", 0), values.get("accumulate", 1)
+        if batch % (parts * processes):
+            raise self.document(task).error(
+                f"{method.name}:{variant} has batch_size {batch} in {parts} micro-batches, which do not divide among"
+                f" {processes} processes (devices × nodes); choose a multiple of {parts * processes}",
+                *("scales", str(scale), "execution"),
+            )
+        return values
 
     def scale_of(self, task: Task, scale: str) -> TaskScale:
         """Settings of a task at a scale.
@@ -217,9 +243,24 @@ class Catalogue:
             self._code[roots] = fingerprint(roots)
         return self._code[roots]
 
+    def data_plan(self, task: Task, scale: str) -> str:
+        """Digest of all that decides a data set: options, code and the pinned files of its sources."""
+        decides = {
+            "options": self.scale_of(task, scale).data,
+            "code": self.code(task.data_module),
+            "sources": {name: self.sources[name].files for name in task.sources},
+        }
+        return hashlib.sha256(canonical(decides).encode()).hexdigest()[:16]
+
     def stage_spec(self, run: Run, stage: str | None = None) -> RunSpec:
-        """Specification of one stage of a run (default: the last, whose folder is the run)."""
+        """Specification of one stage of a run (default: the last, whose folder is the run).
+
+        Raises:
+            ConfigError: The method does not fit the task, or the task has no such scale.
+        """
         task, method = self.tasks[run.task], self.methods[run.method]
+        if not method.fits(task):
+            raise ConfigError(method.misfit(task))
         settings = self.scale_of(task, run.scale)
         stages = list(method.stages)
         stage = stage or stages[-1]
@@ -237,12 +278,19 @@ class Catalogue:
                 inputs[name] = f"{folder}/stages/{name}"
                 upstream[name] = self.stage_spec(run, name).plan()
         values = self._hyperparameters(task, settings, method, run.variant, run.scale)
-        if method.deterministic and "max_steps" in values:
+        if (method.deterministic or not method.stages[stage].trains) and "max_steps" in values:
             values["max_steps"] = 0
         final = stage == stages[-1]
         spec = self._spec(task, settings, method, values, run.variant, run.scale, run.seed, stage, settings.model)
         output = folder if final else f"{folder}/stages/{stage}"
-        return replace(spec, final=final, inputs=inputs, upstream=upstream, output=output)
+        peer = self._peer_options(task, method, run.scale) if method.stages[stage].peer else {}
+        return replace(spec, final=final, inputs=inputs, upstream=upstream, output=output, peer_options=peer)
+
+    def _peer_options(self, task: Task, method: Method, scale: str) -> dict[str, Any]:
+        """Network options of the task's first teacher."""
+        teacher = task.teachers[self.teacher_name(task, method, "teacher")]
+        options: dict[str, Any] = teacher.model[scale]  # type: ignore[index]
+        return options
 
     def teacher_name(self, task: Task, method: Method, name: str) -> str:
         """Which teacher of the task an input (`teacher` or `teacher:NAME`) means."""
@@ -355,7 +403,7 @@ class Catalogue:
                 for stage in self.methods[run.method].stages:
                     self.stage_spec(run, stage)
             if runs:
-                found.append(Comparison(request.task, str(config.scale), runs))
+                found.append(Comparison(request.task, str(config.scale), runs, request.main or bool(only_tasks)))
         if not found:
             raise document.error(
                 "nothing is left to run: no comparison has such a task, method or family", "comparisons"
@@ -378,19 +426,15 @@ class Catalogue:
             head, _, tail = name.partition(":")
             if head == "family":
                 self._known(document, [tail], self.families(), "family", *key, position)
-                members = [self.methods[m] for m in self.families()[tail] if task.kind in self.methods[m].tasks]
+                members = [self.methods[m] for m in self.families()[tail] if self.methods[m].fits(task)]
                 chosen += [(m.name, m.default_variant) for m in members]
                 continue
             self._known(document, [head], self.methods, "method", *key, position)
             method = self.methods[head]
-            if task.kind not in method.tasks:
+            if not method.fits(task):
                 if not strict:
                     continue
-                raise document.error(
-                    f"method {head!r} is for {', '.join(method.tasks)} tasks, {task.name!r} is {task.kind}",
-                    *key,
-                    position,
-                )
+                raise document.error(method.misfit(task), *key, position)
             self._known(document, [tail] if tail else [], method.variants, f"variant of {head!r}", *key, position)
             chosen.append((head, tail or method.default_variant))
         return chosen

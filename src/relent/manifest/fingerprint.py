@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from relent.errors import ConfigError
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "relent"
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values: settings are compared, hashed and kept by Snakemake as text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def module_file(name: str) -> Path | None:
@@ -38,6 +45,21 @@ def fingerprint(roots: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for name, path in sorted(reached(roots).items()):
+        digest.update(f"{name}\0{_tree_digest(path, path.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def code_of(names: Iterable[str]) -> str:
+    """The same of some modules alone, without what they reach: for work too long to do again for a change elsewhere.
+
+    Raises:
+        ConfigError: A module does not exist.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        path = module_file(name)
+        if path is None:
+            raise ConfigError(f"module {name!r} is not in the package")
         digest.update(f"{name}\0{_tree_digest(path, path.stat().st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:16]
 

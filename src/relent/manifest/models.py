@@ -6,14 +6,22 @@ these classes, so a description here is what a user reads.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from relent.manifest.paths import check_distinct, check_folder, check_plugin
 
 NAME = r"^[a-z][a-z0-9_]*$"
+WORD = "[A-Za-z_][A-Za-z0-9_]*"
+MEMBER = r"([A-Za-z0-9_][A-Za-z0-9 ._+-]*/)*[A-Za-z0-9_][A-Za-z0-9 ._+-]*"
+"""A path inside a package: no part of it can lead upwards or hide."""
 Name = Annotated[str, Field(pattern=NAME, max_length=60)]
 Direction = Literal["higher", "lower"]
+Folder = Annotated[str, AfterValidator(check_folder)]
+Plugin = Annotated[str, AfterValidator(check_plugin)]
 
 
 class Strict(BaseModel):
@@ -42,6 +50,9 @@ class ComparisonRequest(Strict):
         description="Methods: `name`, `name:variant`, or `family:name` for all of a family that fit the task.",
     )
     seeds: list[int] | None = Field(None, description="Seeds of this comparison; default: the top-level `seeds`.")
+    main: bool = Field(
+        True, description="Whether a plain `snakemake` runs it; otherwise only where it is asked for by name."
+    )
 
 
 class Tracking(Strict):
@@ -49,11 +60,61 @@ class Tracking(Strict):
 
     uri: str = Field(
         "sqlite:///mlflow/mlflow.db",
-        description="MLflow tracking address: a SQLite file (default), or `http(s)://` of a tracking server.",
+        description="MLflow tracking address: a SQLite file (default), `http(s)://` of a tracking server, a database; "
+        "give passwords by variables (docs/tracking.md).",
     )
-    artifacts: str | None = Field(
-        "mlflow/artifacts", description="Folder of artifacts beside a SQLite store; a server uses its own."
+    artifacts: Folder | None = Field(
+        "mlflow/artifacts", description="Folder of artifacts beside a SQLite store or database; a server uses its own."
     )
+
+
+class Dask(Strict):
+    """Where the data steps (`prepare` of a large store, verification) do their work."""
+
+    scheduler: Literal["threads", "processes", "distributed", "slurm"] = Field(
+        "threads",
+        description="`threads` or `processes` of the job itself; `distributed`: a cluster of processes here, "
+        "which survives the death of one; `slurm`: one SLURM job a worker.",
+    )
+    workers: int = Field(1, ge=1, le=10000, description="Workers.")
+    threads: int = Field(1, ge=1, le=1000, description="Threads a worker.")
+    memory: str | None = Field(
+        None,
+        pattern=r"^[0-9]+(\.[0-9]+)? ?[kMGT]i?B$",
+        description="Memory a worker, such as `4GB`; with `distributed` and `slurm` a worker that takes more is ended "
+        "and started again. Needed for `slurm`.",
+    )
+    partition: str | None = Field(None, pattern=r"^[\w.,-]+$", description="SLURM partition of the workers.")
+    account: str | None = Field(None, pattern=r"^[\w.-]+$", description="SLURM account of the workers.")
+    walltime: str = Field(
+        "01:00:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$", description="Time limit of a worker's SLURM job."
+    )
+    interface: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="Network interface between SLURM nodes, such as `ib0`."
+    )
+    directives: list[Annotated[str, Field(pattern=r"^--?[\w-]+([= ][\w.,:/@%-]+)?$")]] = Field(
+        [], description="More `sbatch` options of a worker, such as `--qos=normal`."
+    )
+
+    @model_validator(mode="after")
+    def _memory_of_slurm(self) -> Dask:
+        if self.scheduler == "slurm" and self.memory is None:
+            raise ValueError("slurm needs the memory of a worker: add memory, such as 8GB")
+        return self
+
+    @property
+    def job_threads(self) -> int:
+        """Threads that a job with these workers takes itself; SLURM workers are jobs of their own."""
+        return 1 if self.scheduler == "slurm" else self.workers * self.threads
+
+    @property
+    def job_mb(self) -> int:
+        """Memory of such a job in MB, if `memory` says what a worker gets; else 0."""
+        if self.memory is None or self.scheduler == "slurm":
+            return 0
+        number, unit = re.fullmatch(r"([0-9.]+) ?([kMGT]i?)B", self.memory).groups()  # type: ignore[union-attr]
+        size = {"k": 1e-3, "M": 1.0, "G": 1e3, "T": 1e6}[unit[0]] * float(number)
+        return int(self.workers * size)
 
 
 class Config(Strict):
@@ -62,13 +123,14 @@ class Config(Strict):
     scale: Scale = Field(Scale.laptop, description="`smoke` (seconds), `laptop` (about a minute a run), `cluster`.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds; each gives one run of every method.")
     comparisons: list[ComparisonRequest] = Field(min_length=1, description="The comparisons of the main job.")
-    plugins: list[str] = Field(
+    plugins: list[Plugin] = Field(
         [], description="Folders with methods of your own: one `.py` and one `.yaml` file a method."
     )
-    data: str = Field("data", description="Folder of prepared data.")
-    teachers: str = Field("teachers", description="Folder of trained teachers and their stored outputs.")
-    results: str = Field("results", description="Folder of runs, comparisons and reports.")
+    data: Folder = Field("data", description="Folder of prepared data.")
+    teachers: Folder = Field("teachers", description="Folder of trained teachers and their stored outputs.")
+    results: Folder = Field("results", description="Folder of runs, comparisons and reports.")
     tracking: Tracking = Field(Tracking(), description="MLflow store.")
+    dask: Dask = Field(Dask(), description="Workers of the data steps.")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="Confidence of every interval and verdict.")
     tasks: str | list[str] | None = Field(
         None, description="Restrict the job to these tasks (for `--config tasks=images`)."
@@ -89,6 +151,7 @@ class Config(Strict):
         twice = sorted({task for task in tasks if tasks.count(task) > 1})
         if twice:
             raise ValueError(f"task {twice[0]!r} stands in two comparisons; put all its methods into one")
+        check_distinct((self.data, self.teachers, self.results))
         return self
 
 
@@ -103,14 +166,29 @@ def _distinct_seeds(seeds: list[int]) -> list[int]:
 # ---------------------------------------------------------------------------------------------- sources and tasks
 
 
+class Archive(Strict):
+    """Where a Debian package lies, for machines whose own release has another version of it, or no apt."""
+
+    path: str = Field(
+        pattern=r"^pool/[a-z-]+/[a-z0-9]+/[a-z0-9][a-z0-9.+-]+/[A-Za-z0-9][A-Za-z0-9.+_~-]*\.deb$",
+        description="Path of the `.deb` below a Debian mirror, `pool/…`.",
+    )
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the `.deb`.")
+    snapshot: str = Field(
+        pattern=r"^\d{8}T\d{6}Z$",
+        description="A time at which the archive held it: where snapshot.debian.org is asked, which forgets nothing.",
+    )
+
+
 class Source(Strict):
-    """`config/sources/*.yaml`: one file inside a pinned registry package."""
+    """`config/sources/*.yaml`: files inside a pinned package of PyPI or Debian."""
 
     name: Name = Field(description="Name that tasks use; equals the file's stem.")
     title: str = Field(description="What the data are.")
-    registry: Literal["pypi-wheel", "pypi-sdist"] = Field(description="Which kind of package holds the file.")
+    registry: Literal["pypi-wheel", "pypi-sdist", "debian"] = Field(description="Kind of package that holds the files.")
     package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Package name.")
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$", description="Exact version.")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!:~_-]*$", description="Exact version.")
+    archive: Archive | None = Field(None, description="Debian only: the package's place in Debian's archive.")
     files: dict[str, str] = Field(min_length=1, description="Path inside the package → SHA-256 of its bytes.")
     licence: str = Field(description="Licence, and what is known about the data's own terms.")
     citation: str = Field("", description="Whom to cite.")
@@ -119,11 +197,20 @@ class Source(Strict):
     @classmethod
     def _files(cls, files: dict[str, str]) -> dict[str, str]:
         for path, digest in files.items():
-            if path.startswith("/") or ".." in path.split("/"):
-                raise ValueError(f"{path!r} must be a relative path inside the package")
+            if not re.fullmatch(MEMBER, path):
+                raise ValueError(f"{path!r} must be a relative path inside the package, of letters, digits and ._+-")
             if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
                 raise ValueError(f"{digest!r} is no SHA-256 (64 hexadecimal digits)")
+        names = [path.rsplit("/", 1)[-1] for path in files]
+        if len(set(names)) != len(names) or "receipt.json" in names:
+            raise ValueError(f"files are stored under their base names, which must differ, got {names}")
         return files
+
+    @model_validator(mode="after")
+    def _archive(self) -> Source:
+        if (self.archive is not None) != (self.registry == "debian"):
+            raise ValueError("a source of the registry 'debian' needs `archive` (path, sha256, snapshot), others none")
+        return self
 
 
 class Metric(Strict):
@@ -139,10 +226,10 @@ class Metric(Strict):
 class Resources(Strict):
     """What a stage asks of the machine, per job."""
 
-    threads: int = Field(1, ge=1, description="CPU threads.")
-    mem_mb: int = Field(2000, ge=100, description="Memory in MB.")
+    threads: int = Field(1, ge=1, description="CPU threads of each process.")
+    mem_mb: int = Field(2000, ge=100, description="Memory of a node, in MB.")
     runtime: int = Field(20, ge=1, description="Time limit in minutes.")
-    gpus: int = Field(0, ge=0, description="GPUs.")
+    gpus: int = Field(0, ge=0, description="GPUs of a node.")
 
 
 class Execution(Strict):
@@ -151,8 +238,23 @@ class Execution(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("cpu", description="Lightning's accelerator.")
     devices: int = Field(1, ge=1, description="Devices a node.")
     nodes: int = Field(1, ge=1, description="Nodes.")
-    strategy: str = Field("auto", pattern=r"^[a-z0-9_]+$", description="Lightning's strategy.")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="How several processes (devices × nodes) share a run: `ddp` (what `auto` means): each holds all "
+        "weights; `fsdp`: each holds a share of weights, gradients and optimiser state.",
+    )
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Precision.")
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that share a run."""
+        return self.devices * self.nodes
+
+    @model_validator(mode="after")
+    def _sharded_precision(self) -> Execution:
+        if self.strategy == "fsdp" and self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"strategy 'fsdp' works with precision '32-true' or 'bf16-mixed', not {self.precision!r}")
+        return self
 
 
 class TaskScale(Strict):
@@ -185,7 +287,7 @@ class Task(Strict):
     summary: str = Field("", description="What is done, for the report.")
     notice: str = Field("", description="What a reader of the results must know first (for example: no evidence).")
     data_module: str = Field(
-        pattern=r"^[a-z_]+(\.[a-z_0-9]+)*$", description="Module whose `prepare` writes the data set."
+        pattern=r"^relent(\.[a-z_][a-z0-9_]*)+$", description="Module whose `prepare` writes the data set."
     )
     sources: list[Name] = Field([], description="Source manifests that `prepare` reads.")
     metrics: dict[Name, Metric] = Field(min_length=1, description="Scores, in the order of the tables.")
@@ -226,6 +328,10 @@ class Stage(Strict):
         description="`data`, `teacher` (the task's first), `teacher:NAME`, or an earlier stage of the same method.",
     )
     title: str = Field("", description="What the stage does.")
+    trains: bool = Field(True, description="Whether it trains; otherwise it only computes, and `max_steps` is 0.")
+    peer: bool = Field(
+        False, description="Whether it trains a network of the first teacher's size alongside (online distillation)."
+    )
 
 
 class Variant(Strict):
@@ -257,7 +363,9 @@ class Claim(Strict):
     variant: Name | None = Field(None, description="Variant of this method; default: the default variant.")
     direction: Direction = Field(description="Which way the claim points.")
     margin: float = Field(0.0, ge=0.0, description="Non-inferiority margin, in the metric's unit.")
-    tasks: list[Name] = Field([], description="Tasks on which it is checked; none: all tasks that run the method.")
+    tasks: list[Name] = Field(
+        [], description="Tasks on which it is checked; none: all that run the method and have the metric."
+    )
 
     @model_validator(mode="after")
     def _margin(self) -> Claim:
@@ -273,12 +381,15 @@ class Method(Strict):
     title: str = Field(description="One line.")
     family: Name = Field(description="Family; equals the folder's name.")
     implementation: str = Field(
-        pattern=r"^[\w./]+:[A-Za-z_]\w*$",
+        pattern=rf"^(relent(\.{WORD})+|{WORD}\.py):{WORD}$",
         description="`module:Class`, or `file.py:Class` beside the manifest of a plug-in.",
     )
     baseline: bool = Field(False, description="Whether it is a baseline and not a paper's contribution.")
     deterministic: bool = Field(False, description="Whether seeds change nothing: it is then run once.")
     tasks: list[Name] = Field(min_length=1, description="Kinds of task that it fits.")
+    data_modules: list[str] = Field(
+        [], description="Data modules whose data sets it can use; none: any of a fitting kind of task."
+    )
     summary: str = Field("", description="What it does, in a few sentences.")
     equation: str = Field("", description="Its objective, in plain notation, with the paper's number.")
     paper: Paper | None = Field(None, description="The paper.")
@@ -292,6 +403,19 @@ class Method(Strict):
     resources: dict[Scale, Resources] = Field({}, description="Resources, where they differ from the task's.")
     differences: list[Difference] = Field([], description="Where paper and official code differ.")
     claims: list[Claim] = Field([], description="Claims to check.")
+
+    def fits(self, task: Task) -> bool:
+        """Whether it can be run on a task."""
+        return task.kind in self.tasks and (not self.data_modules or task.data_module in self.data_modules)
+
+    def misfit(self, task: Task) -> str:
+        """Why it cannot be run on a task, in words."""
+        if task.kind not in self.tasks:
+            return f"method {self.name!r} is for {', '.join(self.tasks)} tasks, {task.name!r} is {task.kind}"
+        return (
+            f"method {self.name!r} needs data of {' or '.join(self.data_modules)}; those of {task.name!r} come from "
+            f"{task.data_module}"
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Method:

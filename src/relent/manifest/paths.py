@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 RUN_FILES = ("config.json", "metrics.csv", "weights.safetensors")
+STEPS = frozenset({"fetch", "prepare", "teacher", "stage", "student", "evaluate"})
+RULES = STEPS | {"all", "data", "compare", "claims", "figures", "page", "track", "forecast", "verify"}
+"""Names of the workflow's rules: tasks and families are asked for by name too, and may not take one of these."""
+RESERVED = {"task": RULES | {"sources"}, "family": RULES, "method": {"figures"}}
+"""Names that something else in the same place has: `data/sources/`, `results/TASK/figures/`, a rule."""
+
+
+def check_folder(path: str) -> str:
+    """A folder's path as rules, command lines and logs can carry it; spaces and quotes are welcome.
+
+    Raises:
+        ValueError: It is empty, begins with `-` or `~`, holds braces (wildcards to Snakemake), or a character that
+            does not show: a line break, a control or formatting character.
+    """
+    if not path.strip("/ ") or path != path.strip():
+        raise ValueError(f"a folder's path names a folder, without blanks at its ends, got {path!r}")
+    if path[0] in "-~":
+        raise ValueError(f"a folder's path may not begin with {path[0]!r}, got {path!r}; write it out, or with ./")
+    if set(path) & set("{}"):
+        raise ValueError(f"a folder's path may not hold braces, which are wildcards to Snakemake, got {path!r}")
+    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for letter in path):
+        raise ValueError(f"a folder's path may not hold characters that do not show, got {path!r}")
+    return path
+
+
+def check_plugin(path: str) -> str:
+    """A plug-in folder's path: as any folder, and without the sign that separates several.
+
+    Raises:
+        ValueError: See `check_folder`, or it holds `os.pathsep`.
+    """
+    if os.pathsep in path:
+        raise ValueError(f"a plug-in folder's path may not hold {os.pathsep!r}, got {path!r}")
+    return check_folder(path)
+
+
+def check_distinct(folders: Iterable[str]) -> None:
+    """Make sure that what is written for different purposes lies in different folders.
+
+    Raises:
+        ValueError: Two are the same.
+    """
+    places = [PurePath(os.path.normpath(folder)) for folder in folders]
+    if len(set(places)) != len(places):
+        raise ValueError(f"data, teachers and results need a folder each, got {', '.join(map(str, places))}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +79,11 @@ class Layout:
     def run(self, task: str, method: str, variant: str, scale: str, seed: int | str) -> str:
         """Folder of a run."""
         return f"{self.results}/{task}/{method}/{variant}/{scale}/seed{seed}"
+
+    @staticmethod
+    def mark(folder: str, name: str) -> str:
+        """The file that marks an input folder (`data`, `teacher`, an earlier stage) as whole."""
+        return f"{folder}/{'receipt.json' if name == 'data' else 'config.json'}"
 
     def comparison(self, task: str) -> str:
         """Folder of a task's comparison."""

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from relent.errors import ConfigError, nearest
+from relent.errors import ConfigError, masked, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
+MOST_VALUES, DEEPEST = 100_000, 50
+"""Bounds of a file: aliases can name a value of astronomical size, or one that holds itself, in a few lines."""
 
 
 @dataclass
@@ -39,7 +41,20 @@ class Document:
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which `1e-3` is a number, as YAML 1.2 and every reader expect."""
+    """PyYAML's safe loader, for which `1e-3` is a number and `2020-01-01` a text, as in YAML 1.2 and in JSON."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Name the line of a value that is not what its tag says, where PyYAML lets Python's own error through."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            what = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"is no {what}", node.start_mark) from None
 
 
 _SafeLoader.add_implicit_resolver(
@@ -68,6 +83,10 @@ def read_yaml(path: Path | str) -> Document:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"is not valid YAML: {error.problem}", file=path, line=line) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not valid YAML: {str(error).splitlines()[0]}", file=path) from None
+    except RecursionError:
+        raise ConfigError(f"is nested more than {DEEPEST} deep", file=path) from None
     finally:
         loader.dispose()
     if not isinstance(data, Mapping):
@@ -76,6 +95,11 @@ def read_yaml(path: Path | str) -> Document:
 
 
 def _index(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+    line = node.start_mark.line + 1
+    if len(key) > DEEPEST:
+        raise ConfigError(f"is nested more than {DEEPEST} deep, or an alias holds itself", file=path, line=line)
+    if len(lines) > MOST_VALUES:
+        raise ConfigError(f"holds more than {MOST_VALUES:,} values, aliases counted", file=path, line=line)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
@@ -129,7 +153,7 @@ def explain(error: Any, model: type[BaseModel]) -> str:
         return "is missing and has no default"
     if kind in ("value_error", "assertion_error"):
         return str(error["ctx"]["error"])
-    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {given!r}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {masked(repr(given))}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
@@ -139,7 +163,13 @@ def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[
         if not (isinstance(current, type) and issubclass(current, BaseModel)):
             return []
         if isinstance(part, str) and part in current.model_fields:
-            annotation = current.model_fields[part].annotation
-            nested = [annotation, *getattr(annotation, "__args__", ())]
-            current = next((n for n in nested if isinstance(n, type) and issubclass(n, BaseModel)), None)
+            current = _model_in(current.model_fields[part].annotation)
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first model that an annotation holds, through unions, lists and `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)

@@ -1,0 +1,53 @@
+"""The code behind each step after training, and the check that a job runs the code that it was planned with."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from relent.errors import PlanError
+from relent.manifest.fingerprint import fingerprint
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "compare" / "templates"
+
+
+def step_roots(step: str, kind: str = "") -> tuple[str, ...]:
+    """Modules that a step starts from: `evaluate`, `compare`, `claims`, `figures` or `page`, for a kind of task."""
+    return {
+        "evaluate": (f"relent.tasks.{kind}.evaluation", "relent.evaluate.run"),
+        "compare": ("relent.compare.statistics",),
+        "claims": ("relent.compare.claims",),
+        "figures": (f"relent.tasks.{kind}.comparison",),
+        "page": ("relent.compare.page",),
+    }[step]
+
+
+def template_code(step: str) -> str:
+    """Digest of the templates that a step fills in; empty where it has none."""
+    if step != "page":
+        return ""
+    templates = (path for path in sorted(TEMPLATES.glob("*.*")) if path.suffix != ".py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in templates)).hexdigest()[:16]
+
+
+def step_code(step: str, kind: str = "") -> str:
+    """Fingerprint of a step's code and templates."""
+    return fingerprint(step_roots(step, kind)) + template_code(step)
+
+
+def check_code(place: Path | str, planned: str | None, now: str) -> None:
+    """Refuse to run other code than a job was planned with, so that versions do not mix within a comparison.
+
+    Args:
+        place: What the job would write, for the message.
+        planned: Fingerprint when the job was planned; None when the command is given by hand.
+        now: Fingerprint of the code as it is.
+
+    Raises:
+        PlanError: They differ.
+    """
+    if planned is not None and planned != now:
+        raise PlanError(
+            f"{place}: code changed after this job was planned (fingerprint {planned}, now {now}); nothing was "
+            "written; start the workflow again to run everything with the new version"
+        )
