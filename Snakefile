@@ -5,13 +5,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from relent.errors import RelentError
+from relent.locks import watch_over
 from relent.project import Project
-
-
-configfile: "config/config.yaml"
+from relent.slurm.cluster import Cluster, prefer_commands
+from relent.slurm.orphans import end_orphans, forget_jobs
 
 
 report: "workflow/report/workflow.rst"
@@ -19,8 +20,14 @@ report: "workflow/report/workflow.rst"
 
 try:
     PROJECT = Project.load(config, manifests=Path(workflow.basedir) / "config")
+    CLUSTER = Cluster.read(workflow.resource_settings.default_resources)
     if workflow.is_main_process:
+        # Kept open: the lock lasts as long as this process.
+        LOCK = watch_over(
+            Path(".snakemake"), lambda text: print(f"relent: {text}", file=sys.stderr)
+        )
         PROJECT.check_files()
+        PROJECT.check_cluster(CLUSTER)
 except RelentError as error:
     sys.exit(f"relent: {error}")
 
@@ -39,15 +46,29 @@ SETTINGS = {
     "RELENT_DATA": DATA,
     "RELENT_TEACHERS": TEACHERS,
     "RELENT_RESULTS": RESULTS,
+    "RELENT_DASK": PROJECT.config.dask.model_dump_json(),
 }
-if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+DEPLOYMENT = workflow.deployment_settings.deployment_method
+if {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER} & set(DEPLOYMENT):
     SETTINGS["PYTHONPATH"] = Path(workflow.basedir) / "src"
-    FIND = 'relent() { python -m relent "$@"; }; '
+    BIN = Path(workflow.basedir) / "workflow" / "bin"
 else:
-    FIND = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-shell.prefix(
-    "".join(f"export {k}={shlex.quote(str(v))}; " for k, v in SETTINGS.items()) + FIND
-)
+    BIN = Path(sys.executable).parent
+if DeploymentMethod.APPTAINER in DEPLOYMENT:
+
+    # Built by the user out of the Containerfile: for CPUs, or with CUDA.
+    container: "envs/relent.sif"
+
+
+# `relent` is a command and no shell function: a rule puts it in the place of its shell (`exec`), so that a signal which
+# ends the job reaches the training and not a shell before it; and `srun` starts commands alone.
+SET = "".join(f"export {k}={shlex.quote(str(v))}; " for k, v in SETTINGS.items())
+SET += f"export PATH={shlex.quote(str(BIN))}:$PATH; "
+# Snakemake fills in what stands in braces.
+shell.prefix(SET.replace("{", "{{").replace("}", "}}"))
+if CLUSTER.launcher and workflow.is_main_process:
+    # Commands of SLURM that are given again when SLURM is too busy to answer.
+    prefer_commands(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
 PROJECT.tell_tracking_address()
 
 
@@ -59,7 +80,7 @@ wildcard_constraints:
     variant=r"[a-z][a-z0-9_]*",
     scale="smoke|laptop|cluster",
     stage=r"[a-z][a-z0-9_]*",
-    seed=r"\d+",
+    seed=r"0|[1-9][0-9]*",
 
 
 localrules:
@@ -78,12 +99,21 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/teachers.smk"
 include: "workflow/rules/students.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/forecast.smk"
 include: "workflow/rules/comparison.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/targets.smk"
 
 
+onstart:
+    try:
+        end_orphans(say=lambda text: print(f"relent: {text}", file=sys.stderr))
+    except RelentError as error:
+        raise WorkflowError(f"relent: {error}") from None
+
+
 onsuccess:
+    forget_jobs()
     from relent.cli import main as relent
 
     pages = [job for job in workflow.dag.jobs if job.rule.name == "page"]

@@ -5,8 +5,6 @@ Loaded once when the workflow starts, and by every command-line call; imports no
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +15,14 @@ from relent.data.receipt import NAME as RECEIPT
 from relent.data.receipt import refresh_receipt
 from relent.errors import ConfigError
 from relent.manifest.catalogue import Catalogue, Comparison, Run
-from relent.manifest.models import Config, Resources
+from relent.manifest.fingerprint import canonical
+from relent.manifest.models import Config, Execution, Resources
 from relent.manifest.paths import RUN_FILES, Layout
+from relent.manifest.steps import step_roots, template_code
 from relent.manifest.yamlfile import Document, parse, read_yaml
 from relent.runspec import RunSpec
+from relent.slurm.cluster import Cluster
+from relent.stamps import settle
 
 CONFIG = Path("config/config.yaml")
 
@@ -40,17 +42,17 @@ class Project:
         """Read and check everything.
 
         Args:
-            values: The effective configuration (Snakemake's `config`, with command-line changes); default: the file.
-            file: The configuration file, for errors.
+            values: Changes of one call over the file (Snakemake's `config`: what `--config` says).
+            file: The configuration file. It is read here and not by Snakemake's `configfile:`, whose reader runs
+                expressions that a file may hold (`__use_yte__`) and names no line.
             manifests: Folder of the manifests; default: the folder of `file`.
 
         Raises:
             ConfigError: Whatever is wrong, with file, line and key.
         """
         file = Path(file)
-        document = read_yaml(file) if values is None or file.is_file() else Document(file, {})
-        if values is not None:
-            document = Document(file, dict(values), document.lines)
+        document = read_yaml(file)
+        document = Document(file, _changed(document.data, values or {}), document.lines)
         config = parse(Config, document)
         layout = Layout(config.data.rstrip("/"), config.teachers.rstrip("/"), config.results.rstrip("/"))
         catalogue = Catalogue.load(manifests or file.parent, config.plugins, layout)
@@ -77,7 +79,19 @@ class Project:
                 pinned = {Path(k).name: v for k, v in self.catalogue.sources[source].files.items()}
                 refresh_receipt(Path(self.layout.source(source)), pinned)
             refresh_receipt(Path(self.layout.dataset(comparison.task, comparison.scale)))
+        settle(self)
         self._forget_tracking_of_a_lost_store()
+
+    def check_cluster(self, cluster: Cluster) -> None:
+        """Refuse a run that no node of the cluster can take.
+
+        Raises:
+            ConfigError: One asks for more than a node has.
+        """
+        for run in self.runs():
+            execution = self.catalogue.scale_of(self.catalogue.tasks[run.task], run.scale).execution
+            resources = self.catalogue.resources(run.task, run.method, run.scale)
+            cluster.check(self.run_folder(run), resources, execution)
 
     def _forget_tracking_of_a_lost_store(self) -> None:
         """A deleted SQLite store is rebuilt: the receipt of what was written to it is void."""
@@ -115,7 +129,8 @@ class Project:
         The latter are named so that a file which was deleted is made again even where nothing newer is missing.
         """
         files = [self.tracking_receipt]
-        for comparison in self.comparisons:
+        chosen = [comparison for comparison in self.comparisons if comparison.main]
+        for comparison in chosen:
             folder = self.layout.comparison(comparison.task)
             files += [f"{folder}/{name}" for name in ("comparison.html", "comparison.csv", "claims.json", "figures")]
             for teacher in self.used_teachers(comparison):
@@ -123,7 +138,11 @@ class Project:
                 files += [f"{place}/{name}" for name in (*RUN_FILES, "outputs.zarr")]
             for run in comparison.runs:
                 files += [f"{self.run_folder(run)}/{name}" for name in (*RUN_FILES, "predictions.zarr", "scores.json")]
-        return [*self.datasets(), *files]
+        return [*(f"{self.layout.dataset(c.task, c.scale)}/{RECEIPT}" for c in chosen), *files]
+
+    def tracked(self) -> list[Comparison]:
+        """Comparisons that are written to the tracking store: those of the main job, and others that are there."""
+        return [c for c in self.comparisons if c.main or Path(self.page(c.task)).exists()]
 
     def used_teachers(self, comparison: Comparison) -> list[str]:
         """Teachers that a comparison reads: those of its methods' stages, and the first for the evaluation."""
@@ -183,47 +202,49 @@ class Project:
 
     def stage_inputs(self, wildcards: Any) -> dict[str, str]:
         """Files that a stage reads: input name → the file that marks the input as whole."""
-        marks = {"data": RECEIPT}
-        return {
-            name: f"{folder}/{marks.get(name, 'config.json')}" for name, folder in self.spec(wildcards).inputs.items()
-        }
+        return {name: Layout.mark(folder, name) for name, folder in self.spec(wildcards).inputs.items()}
 
-    def evaluation_inputs(self, wildcards: Any) -> dict[str, str]:
-        """Files that the evaluation of a run reads."""
-        values = dict(wildcards.items())
-        inputs = {"data": f"{self.layout.dataset(values['task'], values['scale'])}/{RECEIPT}"}
-        teachers = self.catalogue.tasks[values["task"]].teachers
+    def evaluation_inputs(self, task: str, scale: str) -> dict[str, str]:
+        """Files that the evaluation of a run reads beside the run's own."""
+        folders = {"data": self.layout.dataset(task, scale)}
+        teachers = self.catalogue.tasks[task].teachers
         if teachers:
-            folder = self.layout.teacher(values["task"], next(iter(teachers)), values["scale"])
-            inputs["teacher"] = f"{folder}/config.json"
-        return inputs
+            folders["teacher"] = self.layout.teacher(task, next(iter(teachers)), scale)
+        return {name: Layout.mark(folder, name) for name, folder in folders.items()}
 
     def resources(self, wildcards: Any) -> Resources:
         """What a training job asks for."""
         spec = self.spec(wildcards)
         return self.catalogue.resources(spec.task, spec.method, spec.scale)
 
+    def asked(self, wildcards: Any) -> tuple[Resources, Execution]:
+        """What a training job asks for, and how many processes it is."""
+        return self.resources(wildcards), Execution(**self.spec(wildcards).execution)
+
+    def environment(self, wildcards: Any) -> str:
+        """Conda environment of a training job, relative to the rules: with CUDA where it asks for GPUs."""
+        return f"../../envs/{'gpu' if self.resources(wildcards).gpus else 'cpu'}.yaml"
+
     def source_json(self, source: str) -> str:
         """What decides a source's files."""
         manifest = self.catalogue.sources[source]
-        return _canonical({"package": manifest.package, "version": manifest.version, "files": manifest.files})
+        return canonical({"package": manifest.package, "version": manifest.version, "files": manifest.files})
 
     def data_json(self, task: str, scale: str) -> str:
         """What decides a data set, apart from its sources."""
-        return _canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).data)
+        return canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).data)
 
     def data_code(self, task: str) -> str:
         """Fingerprint of the code that prepares a data set."""
         return self.catalogue.code(self.catalogue.tasks[task].data_module)
 
-    def evaluation_code(self, task: str) -> str:
-        """Fingerprint of the code that scores a run."""
-        kind = self.catalogue.tasks[task].kind
-        return self.catalogue.code(f"relent.tasks.{kind}.evaluation", "relent.evaluate.run")
+    def step_code(self, task: str, step: str) -> str:
+        """Fingerprint of the code of a step after training: `evaluate`, `compare`, `claims`, `figures` or `page`."""
+        return self.catalogue.code(*step_roots(step, self.catalogue.tasks[task].kind)) + template_code(step)
 
     def evaluation_json(self, task: str, scale: str) -> str:
         """Options of a run's evaluation."""
-        return _canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).evaluation)
+        return canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).evaluation)
 
     def comparison_json(self, task: str) -> str:
         """What decides a comparison's tables and words, apart from its runs."""
@@ -238,7 +259,7 @@ class Project:
             "tuning_budget",
             "checkpoint_rule",
         }
-        return _canonical(
+        return canonical(
             {
                 "task": manifest.model_dump(mode="json", include=keys),
                 "labels": self.labels(task),
@@ -249,21 +270,17 @@ class Project:
     def claims_json(self, task: str) -> str:
         """What decides the verdicts, apart from the runs."""
         methods = dict.fromkeys(run.method for run in self.comparison(task).runs)
-        return _canonical({m: [c.model_dump(mode="json") for c in self.catalogue.methods[m].claims] for m in methods})
-
-    def comparison_code(self, task: str, step: str) -> str:
-        """Fingerprint of the code of one step of a comparison: `statistics`, `claims`, `page` or `figures`."""
-        kind = self.catalogue.tasks[task].kind
-        roots = (f"relent.tasks.{kind}.comparison",) if step == "figures" else (f"relent.compare.{step}",)
-        code = self.catalogue.code(*roots)
-        if step == "page":
-            templates = sorted((Path(__file__).parent / "compare" / "templates").glob("*.*"))
-            code += hashlib.sha256(b"".join(t.read_bytes() for t in templates if t.suffix != ".py")).hexdigest()[:16]
-        return code
+        return canonical({m: [c.model_dump(mode="json") for c in self.catalogue.methods[m].claims] for m in methods})
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with changes laid over them; mappings are joined key by key."""
+    changed = dict(values)
+    for key, value in changes.items():
+        old = changed.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        changed[key] = _changed(old, value) if both else value  # type: ignore[arg-type]
+    return changed
 
 
 def _check_writable(folder: Path) -> None:

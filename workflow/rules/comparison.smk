@@ -20,15 +20,16 @@ rule compare:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=CLUSTER.memory(1000),
+        runtime=CLUSTER.minutes(10),
     params:
         runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "statistics"),
+        code=lambda w: PROJECT.step_code(w.task, "compare"),
         confidence=PROJECT.config.confidence,
     shell:
-        "relent compare {wildcards.task} {params.runs:q} --confidence {params.confidence} > {log:q} 2>&1"
+        "relent compare {wildcards.task:q} {params.runs:q} --code {params.code:q} --confidence {params.confidence:q}"
+        " > {log:q} 2>&1"
 
 
 rule claims:
@@ -44,16 +45,17 @@ rule claims:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=CLUSTER.memory(1000),
+        runtime=CLUSTER.minutes(10),
     params:
         runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
         claims=lambda w: PROJECT.claims_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "claims"),
+        code=lambda w: PROJECT.step_code(w.task, "claims"),
         confidence=PROJECT.config.confidence,
     shell:
-        "relent claims {wildcards.task} {params.runs:q} --confidence {params.confidence} > {log:q} 2>&1"
+        "relent claims {wildcards.task:q} {params.runs:q} --code {params.code:q} --confidence {params.confidence:q}"
+        " > {log:q} 2>&1"
 
 
 rule figures:
@@ -75,14 +77,14 @@ rule figures:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=CLUSTER.memory(2000),
+        runtime=CLUSTER.minutes(10),
     params:
         runs=lambda w: list(PROJECT.labels(w.task)),
         settings=lambda w: PROJECT.comparison_json(w.task),
-        code=lambda w: PROJECT.comparison_code(w.task, "figures"),
+        code=lambda w: PROJECT.step_code(w.task, "figures"),
     shell:
-        "relent figures {wildcards.task} {params.runs:q} > {log:q} 2>&1"
+        "relent figures {wildcards.task:q} {params.runs:q} --code {params.code:q} > {log:q} 2>&1"
 
 
 rule page:
@@ -105,10 +107,10 @@ rule page:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=CLUSTER.memory(1000),
+        runtime=CLUSTER.minutes(10),
     params:
         folder=lambda w, output: str(Path(output[0]).parent),
-        code=lambda w: PROJECT.comparison_code(w.task, "page"),
+        code=lambda w: PROJECT.step_code(w.task, "page"),
     shell:
-        "relent page {params.folder:q} > {log:q} 2>&1"
+        "relent page {params.folder:q} --code {params.code:q} > {log:q} 2>&1"

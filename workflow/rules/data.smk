@@ -17,12 +17,12 @@ rule fetch:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=500,
-        runtime=20,
+        mem_mb=CLUSTER.memory(500),
+        runtime=CLUSTER.minutes(20),
     params:
         source=lambda w: PROJECT.source_json(w.source),
     shell:
-        "relent fetch {wildcards.source} > {log:q} 2>&1"
+        "relent fetch {wildcards.source:q} > {log:q} 2>&1"
 
 
 rule prepare:
@@ -39,12 +39,12 @@ rule prepare:
         "logs/prepare/{task}/{scale}.tsv"
     conda:
         "../../envs/cpu.yaml"
-    threads: 1
+    threads: PROJECT.config.dask.job_threads
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=CLUSTER.memory(max(2000, PROJECT.config.dask.job_mb)),
+        runtime=CLUSTER.minutes(60),
     params:
         options=lambda w: PROJECT.data_json(w.task, w.scale),
         code=lambda w: PROJECT.data_code(w.task),
     shell:
-        "relent prepare {wildcards.task} --scale {wildcards.scale} > {log:q} 2>&1"
+        "relent prepare {wildcards.task:q} --scale {wildcards.scale:q} --code {params.code:q} > {log:q} 2>&1"

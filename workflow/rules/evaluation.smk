@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        unpack(lambda w: PROJECT.evaluation_inputs(w)),
+        unpack(lambda w: PROJECT.evaluation_inputs(w.task, w.scale)),
         config=rules.student.output.config,
         predictions=rules.student.output.predictions,
     output:
@@ -19,18 +19,18 @@ rule evaluate:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=CLUSTER.memory(2000),
+        runtime=CLUSTER.minutes(20),
     params:
         folder=lambda w, output: str(Path(output.scores).parent),
         dataset=lambda w, input: str(Path(input.data).parent),
         teacher=lambda w, input: (
-            f"--teacher-outputs {Path(input.teacher).parent}"
+            ["--teacher-outputs", str(Path(input.teacher).parent)]
             if "teacher" in input.keys()
-            else ""
+            else []
         ),
         options=lambda w: PROJECT.evaluation_json(w.task, w.scale),
-        code=lambda w: PROJECT.evaluation_code(w.task),
+        code=lambda w: PROJECT.step_code(w.task, "evaluate"),
     shell:
-        "relent evaluate {params.folder:q} --dataset {params.dataset:q} {params.teacher} --threads {threads}"
-        " > {log:q} 2>&1"
+        "relent evaluate {params.folder:q} --dataset {params.dataset:q} {params.teacher:q} --threads {threads}"
+        " --code {params.code:q} > {log:q} 2>&1"

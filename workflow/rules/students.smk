@@ -13,17 +13,17 @@ rule stage:
     benchmark:
         "logs/stage/{task}/{method}/{variant}/{scale}/seed{seed}/{stage}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        lambda w: PROJECT.environment(w)
     threads: lambda w: PROJECT.resources(w).threads
     resources:
-        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
-        runtime=lambda w: PROJECT.resources(w).runtime,
+        **CLUSTER.training(PROJECT.asked),
     params:
         settings=lambda w: PROJECT.spec(w).settings_json(),
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
-        "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
-        " --seed {wildcards.seed} --stage {wildcards.stage} --plan {params.plan} --threads {threads}"
+        "exec {resources.launch} relent train {wildcards.task:q} {wildcards.method:q}"
+        " --variant {wildcards.variant:q} --scale {wildcards.scale:q}"
+        " --seed {wildcards.seed:q} --stage {wildcards.stage:q} --plan {params.plan:q} --threads {threads}"
         " > {log:q} 2>&1"
 
 
@@ -42,14 +42,14 @@ rule student:
     benchmark:
         "logs/student/{task}/{method}/{variant}/{scale}/seed{seed}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        lambda w: PROJECT.environment(w)
     threads: lambda w: PROJECT.resources(w).threads
     resources:
-        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
-        runtime=lambda w: PROJECT.resources(w).runtime,
+        **CLUSTER.training(PROJECT.asked),
     params:
         settings=lambda w: PROJECT.spec(w).settings_json(),
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
-        "relent train {wildcards.task} {wildcards.method} --variant {wildcards.variant} --scale {wildcards.scale}"
-        " --seed {wildcards.seed} --plan {params.plan} --threads {threads} > {log:q} 2>&1"
+        "exec {resources.launch} relent train {wildcards.task:q} {wildcards.method:q}"
+        " --variant {wildcards.variant:q} --scale {wildcards.scale:q}"
+        " --seed {wildcards.seed:q} --plan {params.plan:q} --threads {threads} > {log:q} 2>&1"

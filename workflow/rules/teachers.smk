@@ -14,14 +14,13 @@ rule teacher:
     benchmark:
         "logs/teacher/{task}/{teacher}/{scale}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        lambda w: PROJECT.environment(w)
     threads: lambda w: PROJECT.resources(w).threads
     resources:
-        mem_mb=lambda w: PROJECT.resources(w).mem_mb,
-        runtime=lambda w: PROJECT.resources(w).runtime,
+        **CLUSTER.training(PROJECT.asked),
     params:
         settings=lambda w: PROJECT.spec(w).settings_json(),
         plan=lambda w: PROJECT.spec(w).plan(),
     shell:
-        "relent train {wildcards.task} --teacher {wildcards.teacher} --scale {wildcards.scale}"
-        " --plan {params.plan} --threads {threads} > {log:q} 2>&1"
+        "exec {resources.launch} relent train {wildcards.task:q} --teacher {wildcards.teacher:q} --scale {wildcards.scale:q}"
+        " --plan {params.plan:q} --threads {threads} > {log:q} 2>&1"

@@ -4,8 +4,12 @@
 
 rule track:
     input:
-        scores=[f"{PROJECT.run_folder(run)}/scores.json" for run in PROJECT.runs()],
-        pages=[PROJECT.page(comparison.task) for comparison in PROJECT.comparisons],
+        scores=[
+            f"{PROJECT.run_folder(run)}/scores.json"
+            for comparison in PROJECT.tracked()
+            for run in comparison.runs
+        ],
+        pages=[PROJECT.page(comparison.task) for comparison in PROJECT.tracked()],
     output:
         receipt=PROJECT.tracking_receipt,
     log:
@@ -16,19 +20,24 @@ rule track:
         "../../envs/cpu.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=CLUSTER.memory(2000),
+        runtime=CLUSTER.minutes(60),
     params:
-        runs=[PROJECT.run_folder(run) for run in PROJECT.runs()],
-        comparisons=[
-            f"--comparison {Path(PROJECT.page(c.task)).parent}"
-            for c in PROJECT.comparisons
+        runs=[
+            PROJECT.run_folder(run)
+            for comparison in PROJECT.tracked()
+            for run in comparison.runs
         ],
-        artifacts=lambda w: (
-            f"--artifacts {PROJECT.config.tracking.artifacts}"
+        comparisons=[
+            part
+            for c in PROJECT.tracked()
+            for part in ("--comparison", str(Path(PROJECT.page(c.task)).parent))
+        ],
+        artifacts=(
+            ["--artifacts", PROJECT.config.tracking.artifacts]
             if PROJECT.config.tracking.artifacts
-            else ""
+            else []
         ),
     shell:
-        "relent track {params.runs:q} {params.comparisons} {params.artifacts} --receipt {output.receipt:q}"
+        "relent track {params.runs:q} {params.comparisons:q} {params.artifacts:q} --receipt {output.receipt:q}"
         " > {log:q} 2>&1"
