@@ -134,34 +134,67 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     Args:
         sources: Folders of the files of `mnist_5k` and `animals`.
         out: Folder to write into.
-        options: `fractions` by split; `per_class`, how many items of each class to keep (0: all).
+        options: `parts`, `fractions` by split, `per_class` (items of each class to keep, 0: all), `grouping` and
+            `thin` (share of the student's items of a class to keep).
         seed: Seed of the splits.
 
     Raises:
+        ConfigError: `thin` names no class.
         DataError: A source file is missing, truncated or of another content.
     """
-    digits, digit_labels = read_mnist(sources["mnist_5k"] / "mnist_5k.csv.gz")
-    animals = sources["animals"]
-    silhouettes, animal_labels = read_animals(
-        animals / "animal_data_version_3.gz", animals / "animal_label_version_3.gz"
-    )
-    images = np.concatenate([digits, silhouettes])
-    labels = np.concatenate([digit_labels, animal_labels + len(DIGITS)])
-    source = np.repeat(np.array([0, 1], dtype=np.int8), [len(digits), len(silhouettes)])
+    images, shown, source, names = _read_parts(sources, options.get("parts", list(PARTS)))
     if options.get("per_class"):
         rng = np.random.default_rng(seed)
-        kept = [rng.permutation(np.flatnonzero(labels == c))[: options["per_class"]] for c in np.unique(labels)]
+        kept = [rng.permutation(np.flatnonzero(shown == c))[: options["per_class"]] for c in np.unique(shown)]
         chosen = np.sort(np.concatenate(kept))
-        images, labels, source = images[chosen], labels[chosen], source[chosen]
-    splits = assign_splits(labels, options["fractions"], seed)
+        images, shown, source = images[chosen], shown[chosen], source[chosen]
+    splits = assign_splits(shown, options["fractions"], seed)
+    kept_items = _thinned(shown, splits, names, options.get("thin", {}), seed)
+    images, shown, source, splits = images[kept_items], shown[kept_items], source[kept_items], splits[kept_items]
+    parity = options.get("grouping", "none") == "parity"
+    labels, classes = (shown % 2, ["even", "odd"]) if parity else (shown, names)
 
     group = zarr.create_group(store=out / "dataset.zarr")
     group.create_array("inputs", data=images, chunks=(2048, 28, 28))
-    group.create_array("labels", data=labels)
-    group.create_array("split", data=splits)
-    group.create_array("source", data=source)
+    arrays: dict[str, NDArray[Any]] = {"labels": labels, "split": splits, "source": source, "shown": shown}
+    for name, values in arrays.items():
+        group.create_array(name, data=values)
     group.attrs.update(
-        classes=[*DIGITS, *ANIMALS], splits=list(SPLITS), sources=["mnist_5k", "animals"], image_range=[0, 255]
+        classes=classes, splits=list(SPLITS), sources=list(PARTS.values()), shown=names, image_range=[0, 255]
     )
     counts = {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)}
     write_receipt(out, title="MNIST-5k and animal silhouettes", counts=counts, options=options, seed=seed)
+
+
+PARTS = {"digits": "mnist_5k", "animals": "animals"}
+
+
+def _read_parts(sources: dict[str, Path], parts: list[str]) -> tuple[Images, Labels, NDArray[np.int8], list[str]]:
+    """Images, what they show, their source, and the names of what they show."""
+    images, shown, source, names = [], [], [], list[str]()
+    for number, part in enumerate(PARTS):
+        if part not in parts:
+            continue
+        if part == "digits":
+            pictures, labels = read_mnist(sources["mnist_5k"] / "mnist_5k.csv.gz")
+        else:
+            folder = sources["animals"]
+            pictures, labels = read_animals(folder / "animal_data_version_3.gz", folder / "animal_label_version_3.gz")
+        images.append(pictures)
+        shown.append(labels + len(names))
+        source.append(np.full(len(labels), number, dtype=np.int8))
+        names += DIGITS if part == "digits" else ANIMALS
+    return np.concatenate(images), np.concatenate(shown), np.concatenate(source), names
+
+
+def _thinned(
+    shown: Labels, splits: NDArray[np.int8], names: list[str], thin: dict[str, float], seed: int
+) -> NDArray[np.int64]:
+    """Items that stay when classes of the student's split are thinned out."""
+    rng, keep = np.random.default_rng(seed), np.ones(len(shown), dtype=bool)
+    for name, share in thin.items():
+        if name not in names:
+            raise ConfigError(f"no class {name!r}; there are {', '.join(names)}", key="data.thin")
+        own = rng.permutation(np.flatnonzero((shown == names.index(name)) & (splits == SPLITS.index("student"))))
+        keep[own[round(share * len(own)) :]] = False
+    return np.flatnonzero(keep)

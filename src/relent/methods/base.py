@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from relent.methods.config import MethodConfig
 from relent.runspec import RunSpec
 from relent.tasks.base import TrainingTask
+from relent.train.sharding import Sharded, shard
 
 
 class Method(LightningModule):
@@ -38,6 +40,14 @@ class Method(LightningModule):
     def prepare(self, datamodule: Any) -> None:
         """Compute what is known before training (class means, climatology). Default: nothing."""
 
+    def configure_model(self) -> None:
+        """Shard the parameters over the run's processes, where its strategy is `fsdp` (called by Lightning)."""
+        if isinstance(self.trainer.strategy, Sharded):
+            shard(self, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def write_extras(self, folder: Path) -> None:
+        """Write files of the method's own into the stage's folder (masks, subspaces). Default: nothing."""
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output."""
         return self.network(*args, **kwargs)
@@ -50,7 +60,7 @@ class Method(LightningModule):
         if self._trainer is None or (self.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         for name, value in terms.items():
-            self.log(f"{prefix}/{name}", value.detach(), batch_size=1)
+            self.log(f"{prefix}/{name}", value.detach(), batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> Any:
         """AdamW or SGD with linear warm-up and cosine or constant schedule, stepped every optimiser step."""

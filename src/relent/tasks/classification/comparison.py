@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from relent.compare.results import RunResult, by_label
+from relent.figures import COLOURS
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 FEWEST = 10
 """Items that a bin of the reliability figure must have, over all seeds."""
 

@@ -40,6 +40,8 @@ class ClassificationData:
     pixel_range: tuple[float, float] = (0.0, 1.0)
     """Standardised values of black (0) and white (1): the size of an attack is stated for pixels from 0 to 1."""
     people: Tensor | None = None
+    shown: Tensor | None = None
+    """What an image shows (N,), where the labels are coarser."""
 
     @property
     def shape(self) -> InputShape:
@@ -118,6 +120,7 @@ def read_data(folder: Path | str) -> ClassificationData:
         vocabulary,
         pixel_range,
         torch.from_numpy(read_array(group, "people", place)).float() if "people" in group else None,
+        torch.from_numpy(read_array(group, "shown", place)) if "shown" in group else None,
     )
 
 

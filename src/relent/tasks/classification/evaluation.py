@@ -14,6 +14,8 @@ from relent.divergences.discrete import forward_kl
 from relent.divergences.logits import non_target_log_probs
 from relent.errors import DataError
 from relent.evaluate.run import Evaluation
+from relent.figures import COLOURS, plain
+from relent.files import read_json
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error, reliability_diagram, top_label
 from relent.scores.classification import (
@@ -24,17 +26,22 @@ from relent.scores.classification import (
     negative_log_likelihood,
     non_target_rank_correlation,
     per_class_accuracy,
+    worst_class_accuracy,
 )
+from relent.scores.features import means_by_class, pair_similarities
+from relent.scores.robustness import robust_accuracy, tail_robust_accuracy, worst_class_robust_accuracy
 from relent.tasks.classification.data import ClassificationData, read_array, read_data, read_teacher
 
 BINS = 15
+TOP = (1, 5, 10, 20, 50)
+"""Depths k of the top-k accuracies."""
 
 
-def read_predictions(folder: Path, split: str, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, C), labels (N,) and item indices (N,) of a split.
+def open_predictions(folder: Path, data: ClassificationData) -> zarr.Group:
+    """The run's predictions.
 
     Raises:
-        DataError: The predictions are missing, incomplete, or of another data set.
+        DataError: They are missing, or of another data set.
     """
     place = folder / "predictions.zarr"
     if not place.is_dir():
@@ -42,9 +49,27 @@ def read_predictions(folder: Path, split: str, data: ClassificationData) -> tupl
     root = zarr.open_group(place, mode="r")
     if root.attrs["data_checksum"] != data.checksum:
         raise DataError(f"{place}: was made from another data set; train the run again")
+    return root
+
+
+def read_predictions(
+    folder: Path, split: str, data: ClassificationData, name: str = "logits"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, C), labels (N,) and item indices (N,) of a split.
+
+    Args:
+        folder: The run.
+        split: Split, or `attacks/NAME`.
+        data: The data set.
+        name: `logits`, `peer_logits` or `features`.
+
+    Raises:
+        DataError: The predictions are missing, incomplete, or of another data set.
+    """
+    root, place = open_predictions(folder, data), folder / "predictions.zarr"
     index = torch.from_numpy(read_array(root, f"{split}/index", place))
-    logits = torch.from_numpy(read_array(root, f"{split}/logits", place)).double()
-    return logits, data.labels[index], index
+    values = torch.from_numpy(read_array(root, f"{split}/{name}", place)).double()
+    return values, data.labels[index], index
 
 
 def scores_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -70,20 +95,82 @@ def teacher_scores(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> di
     }
 
 
+def geometry_scores(
+    features: Tensor, labels: Tensor, teacher: Tensor | None, means: Tensor | None, head: Tensor | None
+) -> dict[str, float]:
+    """Geometry of penultimate features (N, D) of the test split.
+
+    Args:
+        features: The student's.
+        labels: (N,).
+        teacher: The teacher's features of the same items.
+        means: Mean of the teacher's features over the training items of each class, (C, D').
+        head: Class vectors of the output layer, (C, D).
+    """
+    same, different = pair_similarities(features, labels)
+    scores = {"class_similarity": float(same), "class_overlap": float(different)}
+    scores["feature_norm"] = float(features.norm(dim=1).mean())
+    scores["zero_features"] = float((features.norm(dim=1) == 0).double().mean())
+    if teacher is not None and means is not None:
+        scores["feature_norm_ratio"] = float((features.norm(dim=1) / teacher.norm(dim=1).clamp_min(1e-12)).mean())
+        if means.shape[1] == features.shape[1]:
+            scores["class_mean_cosine"] = float(torch.cosine_similarity(features, means[labels]).mean())
+    if head is not None and head.shape[1] == features.shape[1]:
+        scores["head_norm"] = float(head.norm())
+        own = means_by_class(features, labels, len(head))
+        present = torch.bincount(labels, minlength=len(head)) > 0
+        distance = torch.cosine_similarity(head.double()[present], own[present])
+        scores["prototype_distance"] = float((1 - distance).mean())
+    return scores
+
+
+def robust_scores(folder: Path, root: zarr.Group, data: ClassificationData) -> dict[str, float]:
+    """Accuracy under each attack; worst class and worst 30 % of the classes under the first."""
+    scores = {}
+    for number, name in enumerate(sorted(root["attacks"].keys()) if "attacks" in root else []):  # type: ignore[union-attr]
+        logits, labels, _ = read_predictions(folder, f"attacks/{name}", data)
+        scores[f"robust_accuracy_{name}"] = float(robust_accuracy(logits, labels))
+        if number == 0:
+            scores["robust_accuracy"] = scores[f"robust_accuracy_{name}"]
+            scores["worst_class_robust_accuracy"] = float(worst_class_robust_accuracy(logits, labels))
+            scores["tail_robust_accuracy"] = float(tail_robust_accuracy(logits, labels))
+    return scores
+
+
 def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     """Score a run on the test split; the task's teacher is compared with even where the method never saw it."""
     data = read_data(spec.inputs["data"])
+    root = open_predictions(folder, data)
+    costs = _costs(folder)
+    if "rank" in root["test"]:  # type: ignore[operator]
+        return _evaluate_ranks(folder, root, data, costs)
     logits, labels, index = read_predictions(folder, "test", data)
-    scores = scores_of(logits, labels)
+    scores = scores_of(logits, labels) | costs | robust_scores(folder, root, data) | _sharpness(root)
+    scores["worst_class_accuracy"] = float(worst_class_accuracy(logits, labels))
     for number, source in enumerate(data.sources):
         chosen = torch.from_numpy(data.source == number)[index]
         if chosen.any():
             scores[f"accuracy_{source}"] = float(accuracy(logits[chosen], labels[chosen]))
     settings: dict[str, Any] = {"split": "test", "items": len(labels), "ece_bins": BINS, "module_mode": "eval"}
+    teacher_features = means = None
     if "teacher" in spec.inputs:
-        teacher = read_teacher(spec.inputs["teacher"], data)["logits"].double()[index]
+        outputs = read_teacher(spec.inputs["teacher"], data)
+        teacher = outputs["logits"].double()[index]
         scores |= teacher_scores(logits, teacher, labels)
         settings |= {f"teacher_{name}": value for name, value in scores_of(teacher, labels).items()}
+        teacher_features = outputs["features"].double()[index]
+        items = data.items("student")
+        means = means_by_class(outputs["features"].double()[items], data.labels[items], len(data.classes))
+    if data.people is not None:
+        log_people = data.people[index].double().log()
+        scores["people_kl"] = float(forward_kl(log_people, logits.log_softmax(-1), reduction="mean"))
+    if "peer_logits" in root["test"]:  # type: ignore[operator]
+        peer = scores_of(read_predictions(folder, "test", data, "peer_logits")[0], labels)
+        scores |= {f"peer_{name}": value for name, value in peer.items()}
+    place = folder / "predictions.zarr"
+    head = torch.from_numpy(read_array(root, "head", place)) if "head" in root else None
+    features = read_predictions(folder, "test", data, "features")[0]
+    scores |= geometry_scores(features, labels, teacher_features, means, head)
     by_class = per_class_accuracy(logits, labels)
     validation, validation_labels, _ = read_predictions(folder, "validation", data)
     settings |= {f"validation_{name}": value for name, value in scores_of(validation, validation_labels).items()}
@@ -98,19 +185,59 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     return Evaluation(scores, {"class_accuracy": classes, "reliability": bins}, settings)
 
 
-def draw(spec: RunSpec, folder: Path, into: Path) -> None:
-    """Draw the reliability diagram and the confusion matrix of the test split."""
+def _costs(folder: Path) -> dict[str, float]:
+    """What the training cost, from the run's facts."""
+    facts = read_json(folder / "config.json").get("facts", {})
+    return {key: float(facts[key]) for key in ("training_seconds", "peak_memory_mb") if key in facts}
+
+
+def _sharpness(root: zarr.Group) -> dict[str, float]:
+    measured: Any = root.attrs.get("sharpness", {})
+    return {name: float(value) for name, value in measured.items()}
+
+
+def rank_scores(rank: Tensor) -> dict[str, float]:
+    """Share of items whose label is among the first k, and the mean reciprocal rank, from ranks (N,), 1 the best."""
+    scores = {f"top{k}_accuracy": float((rank <= k).double().mean()) for k in TOP}
+    return {"accuracy": scores.pop("top1_accuracy"), **scores, "mrr": float(rank.double().reciprocal().mean())}
+
+
+def _evaluate_ranks(folder: Path, root: zarr.Group, data: ClassificationData, costs: dict[str, float]) -> Evaluation:
+    """Scores of a task with very many classes, of which ranks and log-probabilities are stored."""
+    place = folder / "predictions.zarr"
+    settings: dict[str, Any] = {"split": "test", "module_mode": "eval"}
+    found = {}
+    for split in ("validation", "test"):
+        rank = torch.from_numpy(read_array(root, f"{split}/rank", place))
+        log_prob = torch.from_numpy(read_array(root, f"{split}/log_prob", place)).double()
+        found[split] = rank_scores(rank) | {"nll": float(-log_prob.mean())}
+    settings |= {f"validation_{name}": value for name, value in found["validation"].items()}
+    rows = [{"k": k, "accuracy": found["test"]["accuracy" if k == 1 else f"top{k}_accuracy"]} for k in TOP]
+    return Evaluation(found["test"] | costs, {"top_k": rows}, settings)
+
+
+def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> None:
+    """Draw the reliability diagram and the confusion matrix of the test split; of ranks, the accuracy over k."""
     from matplotlib.figure import Figure
+
+    if "top_k" in evaluation.tables:
+        rows = evaluation.tables["top_k"]
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.semilogx([row["k"] for row in rows], [row["accuracy"] for row in rows], "o-", color=COLOURS[0])
+        axes.set(xlabel="k", ylabel="label among the first k", ylim=(0, 1), title="Top-k accuracy, test split")
+        plain(axes)
+        figure.savefig(into / "top_k.png", dpi=110)
+        return
 
     data = read_data(spec.inputs["data"])
     logits, labels, _ = read_predictions(folder, "test", data)
-    confidence, outcome = top_label(logits, labels)
-    diagram = reliability_diagram(confidence, outcome, bins=BINS)
+    bins = evaluation.tables["reliability"]
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    kept = diagram.counts > 0
+    confidence, accuracies = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
     left.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="calibrated")
-    left.plot(diagram.confidence[kept], diagram.frequency[kept], "o-", color="#0072b2", ms=4, label=spec.method)
+    left.plot(confidence, accuracies, "o-", color=COLOURS[0], ms=4, label=spec.method)
     left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability, test split")
     left.legend(frameon=False)
     matrix = confusion_matrix(logits, labels).double()

@@ -17,6 +17,14 @@ from relent.methods.config import MethodConfig
 from relent.models.classifiers import build_classifier
 from relent.tasks.base import TrainingTask
 from relent.tasks.classification.data import ClassificationData, read_data, read_teacher
+from relent.tasks.classification.measures import (
+    MANY_CLASSES,
+    attacked_logits,
+    head_weight,
+    sharpness,
+    store_summaries,
+)
+from relent.tasks.classification.options import EvaluationOptions
 from relent.train.sampling import StepBatchSampler
 
 Batch = dict[str, Tensor]
@@ -68,6 +76,12 @@ class ClassificationDataModule(LightningDataModule):
         self.data, self.teacher, self.split = data, teacher, split
         self.config, self.seed, self.start_batch = config, seed, start_batch
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in which the training split is gone through once."""
+        size = self.config.batch_size // self.config.accumulate
+        return max(1, len(self.data.items(self.split)) // size)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, a function of (seed, batch)."""
         items = Items(self.data, self.data.items(self.split), self.teacher)
@@ -99,6 +113,10 @@ class Task(TrainingTask):
     def network(self) -> nn.Module:
         return build_classifier(self.spec.model_options, self.data.shape, self.classes)
 
+    def peer_network(self) -> nn.Module:
+        """A freshly initialised network of the size of the task's first teacher, for online distillation."""
+        return build_classifier(self.spec.peer_options, self.data.shape, self.classes)
+
     def write_outputs(self, module: Method, folder: Path) -> None:
         """A run: `predictions.zarr` with logits of validation and test. A teacher: `outputs.zarr` with logits and
         penultimate features of every item."""
@@ -109,20 +127,48 @@ class Task(TrainingTask):
                 group.create_array("logits", data=logits.numpy(), chunks=(4096, self.classes))
                 group.create_array("features", data=features.numpy(), chunks=(4096, features.shape[1]))
                 group.attrs.update(classes=self.data.classes, data_checksum=self.data.checksum)
+        module.write_extras(folder)
         if not self.spec.final:
             return
         with whole(folder / "predictions.zarr") as temporary:
             root = zarr.create_group(store=temporary)
             root.attrs.update(classes=self.data.classes, data_checksum=self.data.checksum, module_mode="eval")
             for split in ("validation", "test"):
-                items = self.data.items(split)
-                group = root.create_group(split)
-                group.create_array("logits", data=self._predict(module, items)[0].numpy())
-                group.create_array("index", data=items.numpy())
+                self._write_split(module, root.create_group(split), self.data.items(split))
+            self._measure(module, root)
 
-    def _predict(self, module: Method, items: Tensor) -> tuple[Tensor, Tensor]:
+    def _write_split(self, module: Method, group: zarr.Group, items: Tensor) -> None:
+        """Index and logits of a split, of the peer too; with very many classes what is needed of them."""
+        logits, features = self._predict(module, items)
+        group.create_array("index", data=items.numpy())
+        if self.classes > MANY_CLASSES:
+            store_summaries(group, logits, self.data.labels[items])
+            return
+        group.create_array("logits", data=logits.numpy())
+        group.create_array("features", data=features.numpy())
+        peer = getattr(module, "peer", None)
+        if isinstance(peer, nn.Module):
+            group.create_array("peer_logits", data=self._predict(peer, items)[0].numpy())
+
+    def _measure(self, module: Method, root: zarr.Group) -> None:
+        """What the task's evaluation options ask for beside the predictions."""
+        options = EvaluationOptions(**self.spec.evaluation_options)
+        for name, attack in options.attacks.items():
+            items = self.data.items("test")[: options.attacked_items]
+            logits = attacked_logits(module, self.data, items, attack, self.spec.seed)
+            root.create_array(f"attacks/{name}/logits", data=logits.numpy())
+            root.create_array(f"attacks/{name}/index", data=items.numpy())
+        if options.sharpness:
+            root.attrs.update(sharpness=sharpness(module, self.data, self.data.items("student")))
+        weight = head_weight(module)
+        if weight is not None and self.classes <= MANY_CLASSES:
+            root.create_array("head", data=weight.numpy())
+
+    def _predict(self, module: nn.Module, items: Tensor) -> tuple[Tensor, Tensor]:
         reference = next(module.parameters())
-        outputs = [module(self.data.inputs[part].to(reference.device)) for part in torch.split(items, CHUNK)]
+        inputs = self.data.inputs
+        dtype = reference.dtype if inputs.is_floating_point() else inputs.dtype
+        outputs = [module(inputs[part].to(reference.device, dtype)) for part in torch.split(items, CHUNK)]
         logits = torch.cat([output.logits.float().cpu() for output in outputs])
         return logits, torch.cat([output.features.float().cpu() for output in outputs])
 
