@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test lint ui bench docs constraints clean
+.PHONY: setup run test test-cluster test-services lint ui bench docs constraints clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,13 @@ run: setup
 
 test: $(VENV)/.developer
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+
+# Real services, installed from Debian where they are missing and root may: minutes, and never part of `make test`.
+test-cluster: $(VENV)/.developer
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -m cluster tests/cluster
+
+test-services: $(VENV)/.developer
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -m "services or browser" tests/tracking_server
 
 lint: $(VENV)/.developer
 	ruff check .

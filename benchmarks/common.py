@@ -134,7 +134,7 @@ def mark_stage(marks: dict[str, tuple[float, float]]) -> None:
     stage.run_stage = around(stage.run_stage, "run", None)
     stage.build = around(stage.build, None, "built")
     stage._write = around(stage._write, "write", "written")
-    stage._Progress.on_train_start = around(stage._Progress.on_train_start, None, "train")  # type: ignore[method-assign]
+    stage.Progress.on_train_start = around(stage.Progress.on_train_start, None, "train")  # type: ignore[method-assign]
 
 
 def results_path(name: str, small: bool) -> Path:

@@ -91,6 +91,38 @@ BENCHMARKS = {
         },
         ("--clone",),
     ),
+    "slurm": Benchmark(
+        "bench_slurm.py",
+        "On SLURM",
+        "A SLURM of two nodes with two processors each, all here. *Recovery* is from a fault in the middle of "
+        "a training to the line in its log that says that it goes on from its checkpoint: SLURM's own delays, "
+        "Snakemake's look at the queue (each second here), and the start of a job. Needs root on Debian.",
+        {
+            "variant": "what",
+            "jobs": "jobs",
+            "seconds": "s",
+            "jobs_per_hour": "jobs / hour",
+            "job_seconds": "s in the command",
+            "overhead_seconds_per_job": "overhead, s a job",
+            "slowest_seconds": "slowest, s",
+            "rounds": "rounds",
+        },
+    ),
+    "soak": Benchmark(
+        "soak.py",
+        "A soak",
+        "The smoke comparison on that SLURM, again and again, while random jobs, nodes, the tracking server and "
+        "Snakemake itself are killed. *Equal*: runs with bitwise weights and scores of an undisturbed workflow, "
+        "and in the tracking store once. *Calls*: how often the command was given in all.",
+        {
+            "variant": "what",
+            "minutes": "minutes",
+            "runs": "runs",
+            "equal": "equal",
+            "calls": "calls",
+            "faults": "faults",
+        },
+    ),
     "training": Benchmark(
         "bench_training.py",
         "A training job",
@@ -112,6 +144,36 @@ BENCHMARKS = {
         },
         ours=lambda row: row["contender"].startswith(("relent", "stored", "storing")),
     ),
+    "forecast": Benchmark(
+        "bench_forecast.py",
+        "Training and rolling out the forecast network",
+        "`fuxi_ens` on the quasi-geostrophic twin, the network of its laptop scale. Training: our job against the same "
+        "step in a hand-written loop over a batch that is in memory already. Roll-out: 20 members over ten steps, in "
+        "one batch and one after the other.",
+        {
+            "variant": "what",
+            **TIMES,
+            "steps_per_second": "steps / s",
+            "member_steps_per_second": "member steps / s",
+            **RATIOS,
+        },
+        ours=lambda row: row["contender"].startswith(("relent", "one batch")),
+    ),
+    "tiles": Benchmark(
+        "bench_tiles.py",
+        "Tiles of a field on disk",
+        "Layout of a generated field as tiles, and reading its training samples against the raw bytes, zarr and "
+        "xbatcher on the same store.",
+        {
+            **TIMES,
+            "mb_per_second": "MB/s",
+            "samples_per_second": "samples/s",
+            "peak_mb": "peak MB",
+            "seconds_ratio": "s, ratio",
+            "note": "note",
+        },
+        ours=lambda row: row["contender"].startswith("relent"),
+    ),
     "crps": Benchmark(
         "bench_crps.py",
         "Fair CRPS",
@@ -129,6 +191,21 @@ BENCHMARKS = {
         label=lambda row: f"{row['name']}, {row['variant']}",
         ours=lambda row: row["name"] == "relent",
         compared={"seconds": "faster", "cpu_seconds": "fewer CPU seconds", "peak_mb": "less memory"},
+    ),
+    "verify": Benchmark(
+        "bench_verify.py",
+        "Verification",
+        "Five scores of an ensemble forecast, read lazily from zarr, weighted and by lead, against xskillscore on "
+        "dask: CRPS (biased: the peer has no other), RMSE, spread, Brier score, ranks. *Over imports* is the peak "
+        "minus that of a process that only imports the same packages; the forecast itself is larger.",
+        {**TIMES, "peak_mb": "peak MB", "over_imports_mb": "peak MB over imports", "forecast_mb": "forecast MB"},
+        ours=lambda row: row["contender"] == "relent",
+        compared={
+            "seconds": "faster",
+            "cpu_seconds": "fewer CPU seconds",
+            "peak_mb": "smaller peak",
+            "over_imports_mb": "less memory over imports",
+        },
     ),
     "fused": Benchmark(
         "bench_fused.py",
@@ -169,6 +246,9 @@ BENCHMARKS = {
         ours=lambda row: row["contender"].startswith("relent"),
     ),
 }
+
+
+BY_NAME = ("clone", "slurm", "soak")  # long, and with wishes of their own: measured when they are asked for
 
 
 def measure(name: str, small: bool) -> None:
@@ -312,7 +392,7 @@ def main() -> None:
     parser.add_argument("--clone", action="store_true", help="also time a clean clone (ten minutes, needs a network)")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
     options = parser.parse_args()
-    chosen = options.only or [name for name in BENCHMARKS if name != "clone" or options.clone]
+    chosen = options.only or [name for name in BENCHMARKS if name not in BY_NAME or (name == "clone" and options.clone)]
     failed = []
     for name in [] if options.page else chosen:
         try:

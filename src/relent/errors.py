@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,29 @@ class PlanError(RelentError):
 
 class CheckpointError(RelentError):
     """A checkpoint is unreadable or belongs to another configuration."""
+
+
+def masked(text: str) -> str:
+    """Replace user, password and query of every address in a text by `***`, before it is shown."""
+    text = re.sub(r"(?<=://)[^\s'\"]*@", "***@", text)
+    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\"]*", r"\1?***", text)
+
+
+class DivergedError(RelentError):
+    """Training has gone to NaN or infinity."""
+
+
+class StoppedError(RelentError):
+    """A signal asked the run to stop.
+
+    Args:
+        message: The run, how far it is, and how it goes on.
+        status: Exit status that a process ended by this signal has (128 + its number).
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

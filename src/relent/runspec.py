@@ -35,6 +35,8 @@ class RunSpec:
     """Fingerprint of the code of this stage."""
     upstream: dict[str, str] = field(default_factory=dict)
     """Plan of each input stage (teacher, earlier stage): a run is the same only if what it read is."""
+    peer_options: dict[str, Any] = field(default_factory=dict)
+    """Network options of the task's first teacher, where the stage trains a network of its size alongside."""
     execution: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     """Input name (`data`, `teacher`, an earlier stage) → folder."""
@@ -45,13 +47,18 @@ class RunSpec:
         """Which part of the data and which network: `teacher` or `student`."""
         return "teacher" if self.stage == "teacher" else "student"
 
+    @property
+    def processes(self) -> int:
+        """Number of processes that share the training."""
+        return int(self.execution.get("devices", 1) * self.execution.get("nodes", 1))
+
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result, apart from the code."""
         place = ("execution", "inputs", "output", "code")
         return {key: value for key, value in asdict(self).items() if key not in place} | {
             "implementation": self.implementation.rsplit("/", 1)[-1],
             "precision": self.execution.get("precision", "32-true"),
-            "processes": self.execution.get("devices", 1) * self.execution.get("nodes", 1),
+            "processes": self.processes,
         }
 
     def settings_json(self) -> str:

@@ -86,5 +86,5 @@ def test_page_shows_losing_cells_and_dates_old_rows(load, tmp_path, monkeypatch)
 def test_page_names_a_script_for_every_benchmark(load):
     run = load("run")
     assert {benchmark.script for benchmark in run.BENCHMARKS.values()} == {
-        path.name for path in FOLDER.glob("bench_*.py")
+        path.name for path in [*FOLDER.glob("bench_*.py"), FOLDER / "soak.py"]
     }

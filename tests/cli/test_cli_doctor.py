@@ -57,7 +57,8 @@ def test_json_holds_facts_and_findings(relent_json):
     assert facts["hardware"]["cores"] >= 1
     assert facts["software"]["torch"].startswith("2.")
     assert facts["software"]["unmet"] == []
-    assert facts["data"]["datasets"] == {"images/laptop": "missing", "weather_isentropic/laptop": "missing"}
+    assert facts["data"]["datasets"]["images/laptop"] == "missing"
+    assert set(facts["data"]["datasets"].values()) == {"missing"}
     assert {finding["severity"] for finding in facts["findings"]} <= {"broken", "missing", "note"}
 
 
@@ -111,8 +112,7 @@ def test_slurm_and_its_partitions(bare):
     assert found["partitions"] == [
         {"partition": "gpu*", "state": "up", "limit": "1-00:00:00", "nodes": "4", "gres": "gpu:h100:8"}
     ]
-    notes = remedies(examine(), "note")
-    assert notes["SLURM has no sacct here"] == "set `slurm-status-command: squeue` in profiles/slurm/config.yaml"
+    assert not any("SLURM" in words for words in remedies(examine(), "note"))
     tool(bare / "bin", "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
     assert "SLURM is installed, but its controller does not answer" in remedies(examine(), "note")
 

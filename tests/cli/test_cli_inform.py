@@ -127,7 +127,7 @@ def test_show_tells_all_of_every_method(relent_json, real):
 def test_hyperparameters_say_their_source_and_what_a_scale_changes(relent_json):
     (rollout,) = [h for h in relent_json("show", "fuxi_ens")["hyperparameters"] if h["name"] == "rollout_steps"]
     assert rollout["default"] == 1
-    assert rollout["changes"] == [{"place": "cluster", "value": 3}]
+    assert rollout["changes"] == [{"place": "cluster", "value": 4}]
     (temperature, _) = relent_json("show", "pld")["hyperparameters"]
     assert (temperature["name"], temperature["default"], temperature["bounds"]) == (
         "teacher_temperature",

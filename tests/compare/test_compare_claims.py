@@ -97,7 +97,7 @@ def test_a_hopelessly_small_difference_needs_ten_thousand_seeds_or_none(tmp_path
     [
         ({"baseline": "dist"}, "dist is not in this comparison"),
         ({"variant": "sharp"}, "pld:sharp is not in this comparison"),
-        ({"metric": "speed"}, "task images has no metric speed"),
+        ({"metric": "speed", "tasks": ["images"]}, "task images has no metric speed"),
         ({"metric": "spread"}, "the runs of pld have no spread"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ def asked(own: Catalogue, **changes) -> list[Run]:
 
 def test_main_job_has_every_method_and_seed_and_runs_deterministic_ones_once(own: Catalogue) -> None:
     runs = asked(own)
-    counts = {method: sum(run.method == method for run in runs) for method in {run.method for run in runs}}
-    assert counts["pld"] == counts["fuxi_ens"] == 3
-    assert counts["persistence"] == counts["climatology"] == 1
+    counts = Counter((run.task, run.method) for run in runs)
+    assert counts["images", "pld"] == counts["weather_storm", "fuxi_ens"] == 3
+    assert counts["weather_storm", "persistence"] == counts["weather_twin", "climatology"] == 1
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,16 @@ def test_main_job_has_every_method_and_seed_and_runs_deterministic_ones_once(own
             {"cross_entropy", "label_smoothing", "knowledge_distillation", "pld", "nkd"},
         ),
         ({"tasks": ["weather_isentropic"], "methods": ["vae_l1_kl"]}, {"vae_l1_kl"}),
-        ({"methods": "family:weather"}, {"persistence", "climatology", "deterministic_l1", "vae_l1_kl", "fuxi_ens"}),
     ],
 )
 def test_a_job_can_be_restricted(own: Catalogue, changes: dict, methods: set[str]) -> None:
     assert {run.method for run in asked(own, **changes)} == methods
+
+
+def test_a_family_means_its_methods_that_fit_the_task(own: Catalogue) -> None:
+    weather = {method.name for method in own.methods.values() if method.family == "weather"}
+    runs = asked(own, tasks="weather_isentropic", methods="family:weather")
+    assert {run.method for run in runs} == weather - {"perfect_ensemble"}
 
 
 def test_a_restriction_that_leaves_nothing_is_refused(own: Catalogue) -> None:

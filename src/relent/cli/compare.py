@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from relent.cli.options import catalogue_options, find
+from relent.cli.options import CODE, catalogue_options, find
 from relent.manifest.catalogue import Catalogue, Run
 from relent.manifest.paths import Layout
+from relent.manifest.steps import check_code, step_code
 
 RUNS_HELP = "Run folders (results/TASK/METHOD/VARIANT/SCALE/seedN), two or more."
 
@@ -34,6 +35,7 @@ def _comparison_options(command: Any) -> Any:
     for option in (
         click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
         click.argument("task"),
+        CODE,
     ):
         command = option(command)
     return catalogue_options(command)
@@ -47,41 +49,53 @@ CONFIDENCE = click.option(
 @click.command("compare")
 @CONFIDENCE
 @_comparison_options
-def compare_command(task: str, runs: tuple[Path, ...], confidence: float, catalogue: Catalogue) -> None:
+def compare_command(
+    task: str, runs: tuple[Path, ...], confidence: float, code: str | None, catalogue: Catalogue
+) -> None:
     """Compare evaluated RUNS of TASK: paired differences over seeds, as comparison.csv and comparison.json."""
+    manifest = find(catalogue, "task", task)
+    check_code(catalogue.layout.comparison(task), code, step_code("compare", manifest.kind))
     from relent.compare.command import run_compare
 
     out = Path(catalogue.layout.comparison(task))
-    run_compare(find(catalogue, "task", task), labelled(catalogue, runs), confidence, out, catalogue.methods)
+    run_compare(manifest, labelled(catalogue, runs), confidence, out, catalogue.methods)
     click.echo(f"{out}/comparison.csv\n{out}/comparison.json")
 
 
 @click.command("claims")
 @CONFIDENCE
 @_comparison_options
-def claims_command(task: str, runs: tuple[Path, ...], confidence: float, catalogue: Catalogue) -> None:
+def claims_command(
+    task: str, runs: tuple[Path, ...], confidence: float, code: str | None, catalogue: Catalogue
+) -> None:
     """Check the methods' claims on RUNS of TASK: a verdict each, with its numbers, in claims.json."""
+    manifest = find(catalogue, "task", task)
+    check_code(catalogue.layout.comparison(task), code, step_code("claims", manifest.kind))
     from relent.compare.command import run_claims
 
     pairs = labelled(catalogue, runs)
     out = Path(catalogue.layout.comparison(task))
-    for claim in run_claims(find(catalogue, "task", task), catalogue.methods, pairs, confidence, out):
+    for claim in run_claims(manifest, catalogue.methods, pairs, confidence, out):
         click.echo(f"{claim['verdict']:16s} {claim['method']}: {claim['text']}")
 
 
 @click.command("figures")
 @_comparison_options
-def figures_command(task: str, runs: tuple[Path, ...], catalogue: Catalogue) -> None:
+def figures_command(task: str, runs: tuple[Path, ...], code: str | None, catalogue: Catalogue) -> None:
     """Draw the comparison's figures from RUNS of TASK, with captions."""
+    manifest = find(catalogue, "task", task)
+    check_code(catalogue.layout.comparison(task), code, step_code("figures", manifest.kind))
     from relent.compare.command import run_figures
 
-    run_figures(find(catalogue, "task", task), labelled(catalogue, runs), Path(catalogue.layout.comparison(task)))
+    run_figures(manifest, labelled(catalogue, runs), Path(catalogue.layout.comparison(task)))
 
 
 @click.command("page")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def page_command(folder: Path) -> None:
+@CODE
+def page_command(folder: Path, code: str | None) -> None:
     """Write comparison.html from the tables, verdicts and figures in FOLDER (results/TASK)."""
+    check_code(folder / "comparison.html", code, step_code("page"))
     from relent.compare.command import run_page
 
     click.echo(run_page(folder))

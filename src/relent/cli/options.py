@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from relent.manifest.catalogue import Catalogue
-from relent.manifest.paths import Layout
+from relent.manifest.paths import Layout, check_folder
 from relent.manifest.yamlfile import read_yaml
 from relent.project import CONFIG
+
+CODE = click.option("--code", help="Fingerprint that this job was planned with; other code is refused.")
 
 
 def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,17 +52,20 @@ def catalogue_options(command: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         written = read_yaml(CONFIG).data if CONFIG.is_file() else {}
-        layout = Layout(
-            data or written.get("data", "data"),
-            teachers or written.get("teachers", "teachers"),
-            results or written.get("results", "results"),
-        )
-        folder = manifests or CONFIG.parent
-        if not folder.is_dir():
+        given = {"data": data, "teachers": teachers, "results": results}
+        folders = {name: folder or str(written.get(name, name)) for name, folder in given.items()}
+        for name, folder in folders.items():
+            try:
+                check_folder(folder)
+            except ValueError as error:
+                raise click.BadParameter(str(error), param_hint=f"--{name}") from None
+        layout = Layout(**folders)
+        place = manifests or CONFIG.parent
+        if not place.is_dir():
             raise click.UsageError(
-                f"there is no folder {str(folder)!r}; run this in the project's folder or give --manifests"
+                f"there is no folder {str(place)!r}; run this in the project's folder or give --manifests"
             )
-        catalogue = Catalogue.load(folder, plugins or written.get("plugins", []), layout)
+        catalogue = Catalogue.load(place, plugins or written.get("plugins", []), layout)
         return command(*args, catalogue=catalogue, **kwargs)
 
     return wrapped

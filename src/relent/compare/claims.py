@@ -82,7 +82,7 @@ def check_claims(
         for name in names
         if name in methods
         for claim in methods[name].claims
-        if not claim.tasks or task.name in claim.tasks
+        if (task.name in claim.tasks if claim.tasks else claim.metric in task.metrics)
     ]
     tested = [check for check in checks if check.found and check.found.testable]
     p = [_p_value(check) for check in tested]

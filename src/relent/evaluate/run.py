@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from relent.errors import DataError
-from relent.files import read_json, whole, write_json
+from relent.files import mark_digest, read_json, whole, write_json
+from relent.manifest.paths import Layout
+from relent.manifest.steps import step_code
 from relent.runspec import RunSpec
 
 
@@ -29,7 +31,8 @@ class Evaluation:
 
 
 Evaluate = Callable[[RunSpec, Path], Evaluation]
-"""`relent.tasks.<kind>.evaluation.evaluate(spec, folder)`; beside it `draw(spec, folder, into)` makes PNG figures."""
+"""`relent.tasks.<kind>.evaluation.evaluate(spec, folder)`; beside it `draw(spec, folder, evaluation, into)` makes PNG
+figures of what was scored."""
 
 
 def read_spec(folder: Path) -> tuple[RunSpec, dict[str, Any]]:
@@ -63,7 +66,11 @@ def evaluate_run(folder: Path, inputs: dict[str, str] | None = None) -> Evaluati
         )
     with whole(folder / "figures") as figures:
         figures.mkdir()
-        module.draw(spec, folder, figures)
+        module.draw(spec, folder, evaluation, figures)
+    read: dict[str, str] = {
+        name: Layout.mark(spec.inputs[name], name) for name in spec.inputs if name in ("data", "teacher")
+    }
+    read["run"] = Layout.mark(str(folder), "run")
     write_json(
         folder / "scores.json",
         {
@@ -76,6 +83,8 @@ def evaluate_run(folder: Path, inputs: dict[str, str] | None = None) -> Evaluati
             "scores": evaluation.scores,
             "tables": evaluation.tables,
             "settings": evaluation.settings,
+            "code": step_code("evaluate", spec.kind),
+            "read": {name: mark_digest(path) for name, path in read.items()},
         },
     )
     return evaluation

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from relent.data.receipt import NAME as RECEIPT
 from relent.data.receipt import check_receipt
-from relent.errors import DataError, RelentError
+from relent.errors import DataError, RelentError, masked
 from relent.inform import machine
 from relent.project import CONFIG, Project
-from relent.track.store import masked, sqlite_path
+from relent.track.address import sqlite_path
 
 Severity = Literal["broken", "missing", "note"]
 SMALL_DISK_GIB = 2.0
@@ -112,8 +112,6 @@ def _slurm(found: Examination) -> None:
         return
     if not facts["answers"]:
         found.add("note", "SLURM is installed, but its controller does not answer", "ask with `sinfo`")
-    if not facts["commands"]["sacct"]:
-        found.add("note", "SLURM has no sacct here", "set `slurm-status-command: squeue` in profiles/slurm/config.yaml")
 
 
 def _folders(found: Examination, project: Project) -> None:

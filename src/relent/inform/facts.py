@@ -24,7 +24,7 @@ def catalogue_facts(catalogue: Catalogue, findings: Findings, family: str = "", 
         m
         for members in catalogue.families().values()
         for m in map(catalogue.methods.__getitem__, members)
-        if (not family or m.family == family) and (not task or catalogue.tasks[task].kind in m.tasks)
+        if (not family or m.family == family) and (not task or m.fits(catalogue.tasks[task]))
     ]
     kinds = {kind for method in methods for kind in method.tasks}
     tasks = [t for t in catalogue.tasks.values() if (t.name == task if task else t.kind in kinds or not family)]
@@ -48,7 +48,7 @@ def _task_in_short(catalogue: Catalogue, task: Task) -> dict[str, Any]:
     return {
         **task.model_dump(mode="json", include={"name", "title", "kind", "primary_metric", "baseline"}),
         "scales": [scale.value for scale in task.scales],
-        "methods": sum(task.kind in method.tasks for method in catalogue.methods.values()),
+        "methods": sum(method.fits(task) for method in catalogue.methods.values()),
     }
 
 
@@ -143,7 +143,7 @@ def task_facts(catalogue: Catalogue, task: Task, findings: Findings) -> dict[str
         "methods": [
             {"name": m.name, "title": m.title, "claims": findings.state(m)}
             for m in catalogue.methods.values()
-            if task.kind in m.tasks
+            if m.fits(task)
         ],
         "answer": comparison["answer"] if comparison else "",
         "commands": task_commands(catalogue.layout, task),

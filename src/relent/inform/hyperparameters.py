@@ -24,7 +24,7 @@ def config_of(method: Method) -> type[MethodConfig]:
 
 def fitting_tasks(catalogue: Catalogue, method: Method) -> list[Task]:
     """Tasks whose kind a method fits."""
-    return [task for task in catalogue.tasks.values() if task.kind in method.tasks]
+    return [task for task in catalogue.tasks.values() if method.fits(task)]
 
 
 def own_hyperparameters(catalogue: Catalogue, method: Method) -> list[dict[str, Any]]:

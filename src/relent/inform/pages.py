@@ -45,7 +45,7 @@ def list_page(facts: Facts, page: Page | None = None) -> None:
     for family, members in families.items():
         page.heading(family)
         rows = [
-            (m["name"], m["title"], paper_in_short(m), ", ".join(m["variants"]), ", ".join(m["tasks"]), m["claims"])
+            (m["name"], m["title"], paper_in_short(m), _some(m["variants"]), ", ".join(m["tasks"]), m["claims"])
             for m in members
         ]
         page.table(columns, rows)
@@ -317,3 +317,12 @@ def _project(facts: Facts) -> list[tuple[str, str]]:
         ("data", ", ".join(f"{name} {state}" for name, state in data.items())),
         ("writable", ", ".join(folders)),
     ]
+
+
+MOST_VARIANTS = 5
+"""Variants that the list of methods names; `relent show` tells all."""
+
+
+def _some(variants: list[str]) -> str:
+    more = len(variants) - MOST_VARIANTS
+    return ", ".join(variants[:MOST_VARIANTS]) + (f" and {more} more" if more > 0 else "")

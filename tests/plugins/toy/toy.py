@@ -13,8 +13,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from relent.divergences.logits import label_cross_entropy, tempered_log_probs
+from relent.methods.classifier import ClassifierMethod
 from relent.methods.config import MethodConfig, hyperparameter
-from relent.methods.distillation.base import ClassifierMethod
 from relent.models.classifiers import ClassifierOutput
 
 
