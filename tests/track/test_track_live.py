@@ -216,8 +216,9 @@ def test_a_server_that_does_the_work_and_says_it_failed(
     folder: Path, server: FaultyServer, stream: Stream, tmp_path: Path
 ) -> None:
     server.plan = lambda path, count: faulty_server.fail_after if count % 3 == 0 else None
-    stream(STEPS, None)
+    first = stream(STEPS, None)
     time.sleep(0.5)
+    first.finalize("failed")  # its thread is over, as that of a killed training is
     server.heal()
     stream(STEPS, None).finalize("success")
     replay(folder, server.uri, tmp_path)
