@@ -121,17 +121,20 @@ def recovery(slurm: Slurm, folder: Path, rounds: int) -> list[Row]:
 def once(slurm: Slurm, base: ClusterProject, folder: Path, fault: Callable[..., Any]) -> float:
     """Seconds from a fault in the middle of a training until the training goes on."""
     project = ClusterProject.copied(base, folder)
-    workflow = project.start(project.target())
-    project.hold()
-    began = time.perf_counter()
-    workflow = fault(slurm, project, workflow) or workflow
-    wait(lambda: "resuming" in project.log(), "does not come back", seconds=400, pause=0.1)
-    seconds = time.perf_counter() - began
-    output = workflow.finish()
-    if workflow.process.returncode:
-        raise RuntimeError(output[-4000:])
-    slurm.clear()
-    return seconds
+    try:
+        workflow = project.start(project.target())
+        project.hold()
+        began = time.perf_counter()
+        workflow = fault(slurm, project, workflow) or workflow
+        wait(lambda: "resuming" in project.log(), "does not come back", seconds=400, pause=0.1)
+        seconds = time.perf_counter() - began
+        output = workflow.finish()
+        if workflow.process.returncode:
+            raise RuntimeError(output[-4000:])
+        return seconds
+    finally:
+        project.stop()
+        slurm.clear()
 
 
 def cancelled(slurm: Slurm, project: ClusterProject, workflow: Any) -> None:

@@ -203,6 +203,7 @@ def comparison(soak: Soak, undisturbed: ClusterProject, folder: Path) -> tuple[i
         soak.bring_back(at_once=True)
         wait(soak.server.answers, "the tracking server does not come back", seconds=120)
     soak.bring_back(at_once=True)
+    project.stop()
     soak.slurm.clear()
     runs = [(method, seed) for method in METHODS for seed in SEEDS]
     equal = sum(same(project, undisturbed, *one) for one in runs)
