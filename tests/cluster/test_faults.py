@@ -130,6 +130,8 @@ def test_time_limit(project: ClusterProject) -> None:
     job = project.job()
     output = workflow.finish()
     assert workflow.process.returncode == 0, output[-4000:]
+    # "COMPLETING" comes between, until the node has reported that nothing of the job is left.
+    wait(lambda: facts(job)["JobState"] != "COMPLETING", f"job {job} is still COMPLETING")
     assert facts(job)["JobState"] == "TIMEOUT"
     assert "'TIMEOUT'" in output
     second = next(other for other in ended(project) if other != job)
