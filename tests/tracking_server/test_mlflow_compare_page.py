@@ -116,7 +116,7 @@ def test_two_methods_are_compared(page: Any, pages: MlflowServer) -> None:
 def test_all_runs_are_charted(page: Any, pages: MlflowServer) -> None:
     """Charts in groups: scores as bars, losses by step; nothing private, nothing of the comparison among them."""
     open_runs(page, pages, "?compareRunsMode=CHART")
-    for metric in ("cost/training_seconds", "test/accuracy", "test/nll"):
+    for metric in ("cost/training_seconds", "test/accuracy", "test/class_overlap"):
         page.get_by_text(metric, exact=True).first.wait_for(timeout=WAIT)
     page.locator(".js-plotly-plot .barlayer .bars").first.wait_for(timeout=WAIT)
     shown = page.locator("body").inner_text()
