@@ -17,6 +17,32 @@ from relent.errors import RelentError
 from relent.files import refusal, remove
 
 
+def take(handle: IO[str]) -> bool | None:
+    """Hold an open file alone, if nobody else does: False where another process has it.
+
+    None where the file system has no locks: then nothing can be known.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def sign(handle: IO[str]) -> None:
+    """Write into a lock's file, opened to append, who holds it: words for whoever waits, and no lock."""
+    with suppress(OSError):
+        os.truncate(handle.fileno(), 0)
+        os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock of a file, in words."""
+    return path.read_text(errors="replace") or "another process"
+
+
 def watch_over(folder: Path, say: Callable[[str], None]) -> IO[str] | None:
     """Tell a workflow's folder that a Snakemake is at work, and remove what a killed one has locked.
 
@@ -36,15 +62,15 @@ def watch_over(folder: Path, say: Callable[[str], None]) -> IO[str] | None:
         handle = (folder / "relent.lock").open("a")
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if any((folder / "locks").glob("*.lock")):
-            remove(folder / "locks")
-            say("an earlier Snakemake was killed in this folder; its lock is removed")
-    except BlockingIOError:
-        pass
-    except OSError:
+    alone = take(handle)
+    if alone is None:
         return None
+    if alone and any((folder / "locks").glob("*.lock")):
+        try:
+            remove(folder / "locks")
+        except OSError:
+            return None
+        say("an earlier Snakemake was killed in this folder; its lock is removed")
     fcntl.flock(handle, fcntl.LOCK_SH)
     return handle
 
@@ -65,17 +91,10 @@ def sole_trainer(output: str) -> Iterator[None]:
     except OSError as error:
         raise refusal(path, error) or RelentError(f"{output}: cannot be written ({error.strerror})") from None
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = path.read_text(errors="replace") or "another process"
+        if take(handle) is False:
             raise RelentError(
-                f"{output}: {holder} is training this run already (a killed Snakemake leaves its jobs at work); "
+                f"{output}: {holder(path)} is training this run already (a killed Snakemake leaves its jobs at work); "
                 "wait for it or end it, then give the same command"
-            ) from None
-        except OSError:
-            pass  # A file system without locks: nothing can be known.
-        with suppress(OSError):
-            os.truncate(handle.fileno(), 0)
-            os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            )
+        sign(handle)
         yield

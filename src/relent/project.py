@@ -138,11 +138,15 @@ class Project:
                 files += [f"{place}/{name}" for name in (*RUN_FILES, "outputs.zarr")]
             for run in comparison.runs:
                 files += [f"{self.run_folder(run)}/{name}" for name in (*RUN_FILES, "predictions.zarr", "scores.json")]
-        return [*(f"{self.layout.dataset(c.task, c.scale)}/{RECEIPT}" for c in chosen), *files]
+        return [*self._receipts(chosen), *files]
 
     def tracked(self) -> list[Comparison]:
         """Comparisons that are written to the tracking store: those of the main job, and others that are there."""
         return [c for c in self.comparisons if c.main or Path(self.page(c.task)).exists()]
+
+    def tracked_runs(self) -> list[str]:
+        """Folders of the runs of these comparisons."""
+        return [self.run_folder(run) for comparison in self.tracked() for run in comparison.runs]
 
     def used_teachers(self, comparison: Comparison) -> list[str]:
         """Teachers that a comparison reads: those of its methods' stages, and the first for the evaluation."""
@@ -163,7 +167,10 @@ class Project:
 
     def datasets(self) -> list[str]:
         """Receipts of the data sets that the comparisons read."""
-        return [f"{self.layout.dataset(c.task, c.scale)}/{RECEIPT}" for c in self.comparisons]
+        return self._receipts(self.comparisons)
+
+    def _receipts(self, comparisons: list[Comparison]) -> list[str]:
+        return [f"{self.layout.dataset(c.task, c.scale)}/{RECEIPT}" for c in comparisons]
 
     def comparison(self, task: str) -> Comparison:
         """The comparison of a task.

@@ -4,11 +4,7 @@
 
 rule track:
     input:
-        scores=[
-            f"{PROJECT.run_folder(run)}/scores.json"
-            for comparison in PROJECT.tracked()
-            for run in comparison.runs
-        ],
+        scores=[f"{folder}/scores.json" for folder in PROJECT.tracked_runs()],
         pages=[PROJECT.page(comparison.task) for comparison in PROJECT.tracked()],
     output:
         receipt=PROJECT.tracking_receipt,
@@ -23,11 +19,7 @@ rule track:
         mem_mb=CLUSTER.memory(2000),
         runtime=CLUSTER.minutes(60),
     params:
-        runs=[
-            PROJECT.run_folder(run)
-            for comparison in PROJECT.tracked()
-            for run in comparison.runs
-        ],
+        runs=PROJECT.tracked_runs(),
         comparisons=[
             part
             for c in PROJECT.tracked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,6 +13,7 @@ from relent.cli.options import CODE, catalogue_options, find
 from relent.data.receipt import NAME
 from relent.errors import RelentError
 from relent.files import read_json, remove, whole, write_json
+from relent.locks import take
 from relent.manifest.catalogue import Catalogue
 from relent.manifest.steps import check_code
 from relent.project import CONFIG
@@ -80,12 +80,8 @@ def unfinished(out: Path) -> Iterator[Path]:
     folder, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f".{out.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RelentError(f"{out}: another process is preparing it; wait for it or end it") from None
-        except OSError:
-            pass  # A file system without locks: nothing can be known.
+        if take(lock) is False:
+            raise RelentError(f"{out}: another process is preparing it; wait for it or end it")
         yield folder
         remove(old)
         if out.exists():

@@ -83,15 +83,12 @@ class MLP(nn.Module):
     def __init__(self, shape: InputShape, classes: int, hidden: list[int]):
         super().__init__()
         widths = [shape.channels * shape.size**2, *hidden]
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
+        self.layers = _linear_layers(widths)
         self.classifier: nn.Module = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Classify images (B, channels, H, W), standardised."""
-        activations = [images.flatten(1)]
-        for layer in self.layers:
-            activations.append(F.relu(layer(activations[-1])))
-        return ClassifierOutput(self.classifier(activations[-1]), activations[-1], activations[-2])
+        return _through(self.layers, self.classifier, images.flatten(1))
 
 
 class Mixer(nn.Module):
@@ -171,15 +168,12 @@ class BagOfTokens(nn.Module):
     def __init__(self, shape: InputShape, classes: int, width: int, hidden: list[int]):
         super().__init__()
         self.embedding = nn.Embedding(shape.vocabulary, width, padding_idx=0)
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise([width, *hidden])])
+        self.layers = _linear_layers([width, *hidden])
         self.classifier: nn.Module = nn.Linear(hidden[-1], classes)
 
     def forward(self, tokens: Tensor) -> ClassifierOutput:
         """Classify token numbers (B, L), 0 for padding."""
-        activations = [mean_of_tokens(self.embedding(tokens), tokens)]
-        for layer in self.layers:
-            activations.append(F.relu(layer(activations[-1])))
-        return ClassifierOutput(self.classifier(activations[-1]), activations[-1], activations[-2])
+        return _through(self.layers, self.classifier, mean_of_tokens(self.embedding(tokens), tokens))
 
 
 class TextTransformer(nn.Module):
@@ -226,21 +220,30 @@ class WindowModel(nn.Module):
     def __init__(self, shape: InputShape, classes: int, width: int, hidden: list[int]):
         super().__init__()
         self.embedding = nn.Embedding(shape.vocabulary, width)
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise([shape.length * width, *hidden])])
+        self.layers = _linear_layers([shape.length * width, *hidden])
         self.classifier: nn.Module = nn.Linear(hidden[-1], classes)
 
     def forward(self, tokens: Tensor) -> ClassifierOutput:
         """Score the classes for windows of token numbers (B, L)."""
-        activations = [self.embedding(tokens).flatten(1)]
-        for layer in self.layers:
-            activations.append(F.relu(layer(activations[-1])))
-        return ClassifierOutput(self.classifier(activations[-1]), activations[-1], activations[-2])
+        return _through(self.layers, self.classifier, self.embedding(tokens).flatten(1))
 
 
 def mean_of_tokens(values: Tensor, tokens: Tensor) -> Tensor:
     """Mean of (B, L, D) over the tokens that are not padding; zero for a text without any."""
     present = (tokens != 0).unsqueeze(-1).to(values)
     return (values * present).sum(1) / present.sum(1).clamp_min(1)
+
+
+def _linear_layers(widths: list[int]) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
+
+
+def _through(layers: nn.ModuleList, classifier: nn.Module, x: Tensor) -> ClassifierOutput:
+    """Linear layers with ReLU, then the classifier, on (B, D)."""
+    mid = x
+    for layer in layers:
+        mid, x = x, F.relu(layer(x))
+    return ClassifierOutput(classifier(x), x, mid)
 
 
 def _positions(shape: InputShape, patch: int) -> int:
