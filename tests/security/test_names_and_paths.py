@@ -199,7 +199,7 @@ def test_a_folder_is_one_word_of_a_shell_and_no_wildcard(text):
     assert f"{text}/{{task}}/comparison.html".format(task="images") == f"{text}/images/comparison.html"
 
 
-@pytest.mark.parametrize("text", ["", " ", "/", "a\nb", "{x}", "-x", "~/x", "a\u202eb", "a ", "a\tb"])
+@pytest.mark.parametrize("text", ["", " ", "/", "a\nb", "{x}", "-x", "~/x", "a\u202eb", "a ", "a\tb", "a\xa0b"])
 def test_a_folder_that_cannot_be_carried_is_refused_in_words(text):
     with pytest.raises(ValidationError, match="a folder's path"):
         TypeAdapter(Folder).validate_python(text)

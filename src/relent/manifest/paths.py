@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -21,7 +20,7 @@ def check_folder(path: str) -> str:
 
     Raises:
         ValueError: It is empty, begins with `-` or `~`, holds braces (wildcards to Snakemake), or a character that
-            does not show: a line break, a control or formatting character.
+            does not show: a line break, a blank other than the plain one, a control or formatting character.
     """
     if not path.strip("/ ") or path != path.strip():
         raise ValueError(f"a folder's path names a folder, without blanks at its ends, got {path!r}")
@@ -29,7 +28,7 @@ def check_folder(path: str) -> str:
         raise ValueError(f"a folder's path may not begin with {path[0]!r}, got {path!r}; write it out, or with ./")
     if set(path) & set("{}"):
         raise ValueError(f"a folder's path may not hold braces, which are wildcards to Snakemake, got {path!r}")
-    if any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for letter in path):
+    if not path.isprintable():
         raise ValueError(f"a folder's path may not hold characters that do not show, got {path!r}")
     return path
 
