@@ -1,6 +1,6 @@
 """What SLURM costs and how fast a run comes back from a fault, on a SLURM of two nodes on this machine.
 
-    python benchmarks/bench_slurm.py [--small] [--rounds 3]
+    python benchmarks/bench_slurm.py [--small] [--rounds 3] [--only throughput|recovery]
 
 Brings up munge, slurmctld and two slurmd (needs root on Debian; see tests/cluster/slurm.py).
 
@@ -13,6 +13,7 @@ Brings up munge, slurmctld and two slurmd (needs root on Debian; see tests/clust
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -24,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Row, print_rows, write_rows
+from common import ROOT, Row, print_rows, results_path, write_rows
 
 sys.path.insert(0, str(ROOT / "tests"))
 from cluster.project import STEPS, ClusterProject, wait
@@ -182,13 +183,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="one round, a main job of one run; replaces no results")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("throughput", "recovery"), help="one part; the other's results stay")
     options = parser.parse_args()
+    parts = {
+        "throughput": lambda slurm, folder: throughput(folder, options.small),
+        "recovery": lambda slurm, folder: recovery(slurm, folder, 1 if options.small else options.rounds),
+    }
+    path = results_path("slurm", options.small)
+    rows: list[Row] = json.loads(path.read_text()) if options.only and path.exists() else []
     with tempfile.TemporaryDirectory() as name, Slurm.up() as slurm:
-        folder = Path(name)
-        rows = throughput(folder, options.small)
-        write_rows("slurm", rows, options.small, threads=2)  # the rest takes a while
-        rows += recovery(slurm, folder, 1 if options.small else options.rounds)
-    write_rows("slurm", rows, options.small, threads=2)
+        for part in [options.only] if options.only else parts:
+            rows = [row for row in rows if (row["name"] == "recovery") != (part == "recovery")]
+            rows += parts[part](slurm, Path(name))
+            write_rows("slurm", rows, options.small, threads=2)  # the rest takes a while
     print_rows(rows, ("name", "contender", "seconds", "jobs", "jobs_per_hour", "overhead_seconds_per_job"))
 
 

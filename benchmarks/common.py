@@ -143,10 +143,10 @@ def results_path(name: str, small: bool) -> Path:
 
 
 def write_rows(name: str, rows: Sequence[Row], small: bool, threads: int = 1) -> None:
-    """Write rows, each with its machine and date."""
+    """Write rows, each with its machine and date, unless it has them from an earlier time."""
     facts = {"machine": machine(threads), "date": time.strftime("%Y-%m-%d")}
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps([{**row, **facts} for row in rows], indent=1, ensure_ascii=False)
+    text = json.dumps([{**row, **facts, **row} for row in rows], indent=1, ensure_ascii=False)
     results_path(name, small).write_text(text + "\n")
 
 

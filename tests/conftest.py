@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from relent.manifest.catalogue import Catalogue
 from relent.manifest.paths import Layout
 from relent.runspec import RunSpec
-from synthetic_patterns import TASK, write_patterns
+from synthetic_patterns import TASK, copy_methods, write_patterns
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "tests" / "plugins" / "toy"
@@ -30,9 +29,9 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `config` folder with the task `patterns` and the project's distillation methods."""
+    """A `config` folder with the task `patterns` and the project's classification methods."""
     folder = tmp_path_factory.mktemp("manifests") / "config"
-    shutil.copytree(ROOT / "config" / "methods" / "distillation", folder / "methods" / "distillation")
+    copy_methods(ROOT / "config", folder)
     (folder / "tasks").mkdir()
     (folder / "tasks" / "patterns.yaml").write_text(yaml.safe_dump(TASK, sort_keys=False))
     return folder

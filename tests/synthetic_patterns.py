@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 import zarr
 
 from relent.data.receipt import write_receipt
@@ -25,6 +27,17 @@ TASK: dict[str, Any] = {
         "nll": {"title": "NLL", "direction": "lower"},
         "teacher_rank_correlation": {"title": "Rank correlation", "direction": "higher"},
         "non_target_kl": {"title": "Non-target KL", "direction": "lower"},
+        # Of single methods, for their claims.
+        "feature_norm_ratio": {"title": "Feature norm"},
+        "class_mean_cosine": {"title": "Cosine to class mean"},
+        "class_overlap": {"title": "Overlap"},
+        "head_norm": {"title": "Head norm"},
+        "prototype_distance": {"title": "Head to class mean"},
+        "top_eigenvalue": {"title": "Top eigenvalue"},
+        "training_seconds": {"title": "Training", "direction": "lower"},
+        "ece": {"title": "ECE", "direction": "lower"},
+        "peer_accuracy": {"title": "Peer accuracy", "direction": "higher"},
+        "tail_robust_accuracy": {"title": "Tail robust accuracy", "direction": "higher"},
     },
     "teachers": {
         "wide": {
@@ -34,7 +47,7 @@ TASK: dict[str, Any] = {
     },
     "scales": {
         "smoke": {
-            "model": {"network": "mlp", "hidden": [8, 8]},
+            "model": {"network": "mlp", "hidden": [8, 16]},
             "training": {"max_steps": 12, "batch_size": 16, "learning_rate": 0.01, "checkpoint_every": 4},
         }
     },
@@ -59,3 +72,14 @@ def write_patterns(folder: Path, classes: int = 5, each: int = 40, size: int = 6
     counts = {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
     write_receipt(folder, title="patterns", counts=counts)
     return folder
+
+
+def copy_methods(manifests: Path, folder: Path) -> None:
+    """Copy the manifests of all methods for classification, without the claims about tasks other than `patterns`."""
+    shutil.copytree(manifests / "methods", folder / "methods", ignore=shutil.ignore_patterns("weather", "alignment"))
+    for path in (folder / "methods").rglob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        claims = values.get("claims", [])
+        here = [claim for claim in claims if not claim.get("tasks")]
+        if len(here) < len(claims):
+            path.write_text(yaml.safe_dump(values | {"claims": here}, sort_keys=False, allow_unicode=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -105,8 +106,11 @@ class ClusterProject(SmallProject):
         return str((self.run(method, seed) / "config.json").relative_to(self.folder))
 
     def log(self, method: str = "pld", seed: int = 0) -> str:
-        """What the last job of a run wrote."""
-        return (self.folder / f"logs/student/patterns/{method}/default/smoke/seed{seed}.log").read_text()
+        """What the last job of a run wrote; nothing between two attempts, when Snakemake has removed the first log."""
+        path = self.folder / f"logs/student/patterns/{method}/default/smoke/seed{seed}.log"
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        return ""
 
     def training(self, method: str, seed: int) -> list[int]:
         """Processes that train a run now; `srun`, which starts them, is none."""

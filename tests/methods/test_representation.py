@@ -272,6 +272,15 @@ class TestHarmonic:
         torch.testing.assert_close(scaled.softmax(-1), logits.softmax(-1), rtol=1e-6, atol=1e-8)
         assert torch.equal(logits.argmax(-1), gaps.argmin(-1))
 
+    @pytest.mark.parametrize("distance", ["euclidean", "manhattan", "cosine", "canberra", "hamming"])
+    def test_first_and_second_derivatives(self, distance):
+        """The second ones are what the sharpness of the loss needs."""
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        w = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(lambda a, b: distances(a, b, distance), (x, w))
+        assert torch.autograd.gradgradcheck(lambda a, b: distances(a, b, distance), (x, w))
+
     def test_translation(self):
         moved = {d: loss_of(d, 2) for d in ("euclidean", "manhattan")}
         for distance, value in moved.items():

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from synthetic_patterns import TASK as PATTERNS
+from synthetic_patterns import copy_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -39,7 +40,7 @@ class SmallProject:
         shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copytree(ROOT / "workflow", folder / "workflow")
         shutil.copytree(ROOT / "envs", folder / "envs")
-        shutil.copytree(ROOT / "config" / "methods" / "distillation", folder / "config" / "methods" / "distillation")
+        copy_methods(ROOT / "config", folder / "config")
         shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
         generator = (ROOT / "tests" / "synthetic_patterns.py").read_text() + PREPARE
         (folder / "src" / "relent" / "data" / "patterns.py").write_text(generator)

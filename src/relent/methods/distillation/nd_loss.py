@@ -77,6 +77,25 @@ def _directions(class_means: Tensor) -> Tensor:
     return class_means / class_means.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
+class Adapter(nn.Module):
+    """Batch norm, dropout ½ and a linear layer: (B, W) → (B, D).
+
+    A batch of one item, which has no variance, is normalised by the running statistics.
+    """
+
+    def __init__(self, width: int, teacher_width: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.rest = nn.Sequential(nn.Dropout(0.5), nn.Linear(width, teacher_width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        norm = self.norm
+        if self.training and len(features) == 1:
+            mean, variance = norm.running_mean, norm.running_var
+            return self.rest(nn.functional.batch_norm(features, mean, variance, norm.weight, norm.bias))
+        return self.rest(norm(features))
+
+
 class NDLoss(ClassifierMethod):
     """Trains KD++; with α = β = 0 it is cross-entropy."""
 
@@ -89,9 +108,7 @@ class NDLoss(ClassifierMethod):
         width = self.task.teacher["features"].shape[1]  # type: ignore[attr-defined]
         self.adapter: nn.Module = nn.Identity()
         if self.feature_width != width:
-            self.adapter = nn.Sequential(
-                nn.BatchNorm1d(self.feature_width), nn.Dropout(0.5), nn.Linear(self.feature_width, width)
-            )
+            self.adapter = Adapter(self.feature_width, width)
         self.register_buffer("class_means", torch.zeros(self.classes, width))
 
     def prepare(self, datamodule: Any) -> None:

@@ -17,7 +17,7 @@ the places of its ε.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,17 +85,16 @@ def distances(features: Tensor, prototypes: Tensor, distance: str, order: float 
         ValueError: Unknown distance.
     """
     if distance == "euclidean":
-        # Not by |u|² − 2uv + |v|², which loses all digits near a prototype; the derivative at distance 0 is 0.
-        return torch.cdist(features, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+        return _EuclideanDistance.apply(features, prototypes)
     if distance == "cosine":
         u = features / features.square().sum(-1, keepdim=True).add(_ROOT).sqrt()
         v = prototypes / prototypes.square().sum(-1, keepdim=True).add(_ROOT).sqrt()
         return (1 - u @ v.T).clamp_min(0)
     if distance == "hamming":
-        return torch.cdist(features.sigmoid(), prototypes.sigmoid(), p=1.0)
-    if distance == "manhattan":
-        return torch.cdist(features, prototypes, p=1.0)
+        return (features.sigmoid().unsqueeze(1) - prototypes.sigmoid()).abs().sum(-1)
     gaps = (features.unsqueeze(1) - prototypes).abs()
+    if distance == "manhattan":
+        return gaps.sum(-1)
     if distance == "minkowski":
         return (gaps + _ROOT).pow(order).sum(-1).pow(1 / order)
     if distance == "chebyshev":
@@ -106,6 +105,27 @@ def distances(features: Tensor, prototypes: Tensor, distance: str, order: float 
     if distance == "bray_curtis":
         return gaps.sum(-1) / sizes.sum(-1).clamp_min(_ROOT)
     raise ValueError(f"distance={distance!r} is unknown; use one of those in the table")
+
+
+class _EuclideanDistance(torch.autograd.Function):
+    """‖u − v‖ for all pairs, twice differentiable, which `torch.cdist` is not.
+
+    Not by ‖u‖² − 2uv + ‖v‖², which loses all digits near a prototype; the derivative at distance 0 is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, prototypes: Tensor) -> Tensor:
+        distance = torch.cdist(features, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(features, prototypes, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        features, prototypes, distance = ctx.saved_tensors
+        apart = distance > 0
+        share = torch.where(apart, gradient / torch.where(apart, distance, 1.0), 0.0)
+        of_features = features * share.sum(1, keepdim=True) - share @ prototypes
+        return of_features, prototypes * share.sum(0).unsqueeze(1) - share.T @ features
 
 
 def harmonic_logits(distance: Tensor, exponent: float) -> Tensor:
