@@ -74,6 +74,7 @@ PROJECT.tell_tracking_address()
 
 wildcard_constraints:
     task="|".join(CATALOGUE.tasks),
+    group="|".join(PROJECT.config.groups) or "(?!)",
     source="|".join(CATALOGUE.sources),
     teacher=r"[a-z][a-z0-9_]*",
     method="|".join(CATALOGUE.methods),
@@ -101,6 +102,7 @@ include: "workflow/rules/students.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/forecast.smk"
 include: "workflow/rules/comparison.smk"
+include: "workflow/rules/overview.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/targets.smk"
 
@@ -116,8 +118,15 @@ onsuccess:
     forget_jobs()
     from relent.cli import main as relent
 
-    pages = [job for job in workflow.dag.jobs if job.rule.name == "page"]
+    pages = [
+        job for job in workflow.dag.jobs if job.rule.name in ("page", "overview")
+    ]
     if pages and "RELENT_SUMMARY_LATER" not in os.environ:
         relent(
-            ["summary", "--results", RESULTS, *(p.wildcards.task for p in pages)]
+            [
+                "summary",
+                "--results",
+                RESULTS,
+                *(next(iter(p.wildcards)) for p in pages),
+            ]
         )

@@ -80,6 +80,19 @@ def timed(command: Sequence[str | Path], cwd: Path = ROOT, env: Mapping[str, str
     return Timing(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, *texts)
 
 
+def status_mb(key: str) -> float:
+    """VmRSS or VmHWM of this process, MB; `forget_peak` starts the latter anew."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"{key} is not in /proc/self/status: this benchmark needs Linux")
+
+
+def forget_peak() -> None:
+    """Let VmHWM count from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def medians(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Median of each number over repeats."""
     return {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}

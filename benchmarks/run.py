@@ -159,6 +159,27 @@ BENCHMARKS = {
         },
         ours=lambda row: row["contender"].startswith(("relent", "one batch")),
     ),
+    "neural_lam": Benchmark(
+        "bench_neural_lam.py",
+        "Scores on the storm: neural-lam's GraphEFM",
+        "The January 1996 blizzard, the same training triplets, validation and test times, and the same processor "
+        "seconds of training on one thread for each. Scores by one function: fair CRPS of 20 members weighted with "
+        "cos(latitude), in training standard deviations, and spread-skill ratio (1 is calibrated), means over "
+        "variables and seeds. One episode: no evidence on other weather. neural-lam 0.7.0 has no loss and no training "
+        "for this network; the objective is assembled after its paper, and no boundary values are given to either.",
+        {
+            "variant": "what",
+            "seeds": "seeds",
+            "steps": "steps",
+            "parameters": "parameters",
+            "crps_6h": "CRPS, 6 h",
+            "crps_24h": "CRPS, 24 h",
+            "spread_skill_ratio_6h": "spread/skill, 6 h",
+            "spread_skill_ratio_24h": "spread/skill, 24 h",
+        },
+        ours=lambda row: row["contender"].startswith("relent"),
+        compared={"crps_6h": "lower CRPS at 6 h", "crps_24h": "lower CRPS at 24 h"},
+    ),
     "tiles": Benchmark(
         "bench_tiles.py",
         "Tiles of a field on disk",
@@ -173,6 +194,61 @@ BENCHMARKS = {
             "note": "note",
         },
         ours=lambda row: row["contender"].startswith("relent"),
+    ),
+    "objectives": Benchmark(
+        "bench_objectives.py",
+        "Losses of classifiers",
+        "The whole loss of each classification method, forward and backward, on the same random tensors; nothing of "
+        "the network. Ratios are of CPU seconds within a round, to cross-entropy (tables of all losses) or to ours "
+        "(tables with a peer). *Difference* is the largest of values and gradients, float64. `sinkd, sample-wise` and "
+        "`lelp` are for few classes and have no row beyond that. Our losses stay finite for logits of any size and for "
+        "impossible classes; mdistiller's form does not.",
+        {
+            "variant": "what",
+            **TIMES,
+            "cpu_seconds_ratio": "CPU s, ratio",
+            "ratio_lowest": "lowest",
+            "ratio_highest": "highest",
+            "value_and_gradient_difference": "difference",
+            "note": "note",
+        },
+        ours=lambda row: row["contender"] == "relent",
+        compared={"cpu_seconds": "fewer CPU seconds"},
+    ),
+    "output_layer": Benchmark(
+        "bench_output_layer.py",
+        "Output layers over the number of classes",
+        "CPU seconds of a training step of the output layer alone: loss of 128 features, gradient by the features, SGD "
+        "step. *We win from* is the number of classes, interpolated, beyond which the factored layer is the fastest of "
+        "the two. It holds float64 factors of twice the weights' size. The adaptive and the sampled softmax do less "
+        "than the full one: another model, a biased gradient.",
+        {
+            "variant": "what",
+            **{f"cpu_seconds_{10**power}": f"{10**power:,} classes, CPU s" for power in (3, 4, 5, 6)},
+            "working_mb": "working MB, 1,000,000 classes",
+            "crossing": "we win from",
+            "fold_seconds": "folding, CPU s",
+        },
+        ours=lambda row: row["contender"].startswith("relent"),
+        compared={f"cpu_seconds_{10**power}": f"fewer CPU seconds at {10**power:,} classes" for power in (3, 4, 5, 6)},
+    ),
+    "sharpness": Benchmark(
+        "bench_sharpness.py",
+        "The cost of flat minima",
+        "An epoch of SGD with cross-entropy, SAF, MESA and SAM, the workflow's own jobs on the image task; ratios are "
+        "to cross-entropy. *Tables* are SAF's past outputs: (lag + 1) × items × classes × 4 bytes, for ImageNet-1K at "
+        "lag 2 15.4 GB.",
+        {
+            "variant": "what",
+            "seconds": "s an epoch",
+            "cpu_seconds": "CPU s an epoch",
+            "cpu_seconds_ratio": "CPU s, ratio",
+            "ratio_lowest": "lowest",
+            "ratio_highest": "highest",
+            "peak_mb": "peak MB",
+            "memory_table_mb": "tables in memory, MB",
+            "disk_table_mb": "tables on disk, MB",
+        },
     ),
     "crps": Benchmark(
         "bench_crps.py",
@@ -248,7 +324,8 @@ BENCHMARKS = {
 }
 
 
-BY_NAME = ("clone", "slurm", "soak")  # long, and with wishes of their own: measured when they are asked for
+# Long, and with wishes of their own: measured when they are asked for.
+BY_NAME = ("clone", "slurm", "soak", "neural_lam")
 
 
 def measure(name: str, small: bool) -> None:

@@ -16,6 +16,7 @@ from relent.data.receipt import refresh_receipt
 from relent.errors import ConfigError
 from relent.manifest.catalogue import Catalogue, Comparison, Run
 from relent.manifest.fingerprint import canonical
+from relent.manifest.groups import check_groups
 from relent.manifest.models import Config, Execution, Resources
 from relent.manifest.paths import RUN_FILES, Layout
 from relent.manifest.steps import step_roots, template_code
@@ -52,10 +53,14 @@ class Project:
         """
         file = Path(file)
         document = read_yaml(file)
-        document = Document(file, _changed(document.data, values or {}), document.lines)
+        own = dict(document.data)
+        if "comparisons" in (values or {}):
+            own.pop("groups", None)  # groups of the comparisons that this call replaces
+        document = Document(file, _changed(own, values or {}), document.lines)
         config = parse(Config, document)
         layout = Layout(config.data.rstrip("/"), config.teachers.rstrip("/"), config.results.rstrip("/"))
         catalogue = Catalogue.load(manifests or file.parent, config.plugins, layout)
+        check_groups(config, catalogue, document)
         project = cls(config, catalogue, catalogue.comparisons(config, document))
         return project
 
@@ -76,8 +81,7 @@ class Project:
         for comparison in self.comparisons:
             task = self.catalogue.tasks[comparison.task]
             for source in task.sources:
-                pinned = {Path(k).name: v for k, v in self.catalogue.sources[source].files.items()}
-                refresh_receipt(Path(self.layout.source(source)), pinned)
+                refresh_receipt(Path(self.layout.source(source)), self.catalogue.sources[source].pinned())
             refresh_receipt(Path(self.layout.dataset(comparison.task, comparison.scale)))
         settle(self)
         self._forget_tracking_of_a_lost_store()
@@ -123,13 +127,37 @@ class Project:
         """The page of a task's comparison."""
         return f"{self.layout.comparison(task)}/comparison.html"
 
+    def groups(self) -> dict[str, list[str]]:
+        """Groups and those of their tasks that a (perhaps restricted) job compares; none without any."""
+        compared = [comparison.task for comparison in self.comparisons]
+        found = {name: [t for t in group.tasks if t in compared] for name, group in self.config.groups.items()}
+        return {name: tasks for name, tasks in found.items() if tasks}
+
+    def overview(self, group: str) -> str:
+        """The page of a group."""
+        return f"{self.layout.overview(group)}/overview.html"
+
+    def group_targets(self, group: str) -> list[str]:
+        """What asking for a group makes: its page, and those of its comparisons."""
+        return [self.overview(group), *(self.page(task) for task in self.groups()[group])]
+
+    def whole_groups(self, comparisons: list[Comparison]) -> list[str]:
+        """Groups all of whose tasks are among comparisons."""
+        chosen = {comparison.task for comparison in comparisons}
+        return [name for name, group in self.config.groups.items() if set(group.tasks) <= chosen]
+
+    def main_comparisons(self) -> list[Comparison]:
+        """Comparisons that a plain `snakemake` runs."""
+        return [comparison for comparison in self.comparisons if comparison.main]
+
     def targets(self) -> list[str]:
         """What the main job makes: pages and tracking, and every file of every run and teacher.
 
         The latter are named so that a file which was deleted is made again even where nothing newer is missing.
         """
         files = [self.tracking_receipt]
-        chosen = [comparison for comparison in self.comparisons if comparison.main]
+        chosen = self.main_comparisons()
+        files += [self.overview(group) for group in self.whole_groups(chosen)]
         for comparison in chosen:
             folder = self.layout.comparison(comparison.task)
             files += [f"{folder}/{name}" for name in ("comparison.html", "comparison.csv", "claims.json", "figures")]
@@ -143,6 +171,11 @@ class Project:
     def tracked(self) -> list[Comparison]:
         """Comparisons that are written to the tracking store: those of the main job, and others that are there."""
         return [c for c in self.comparisons if c.main or Path(self.page(c.task)).exists()]
+
+    def tracked_groups(self) -> list[str]:
+        """Whole groups that are written to it: those of the main job, and others whose page is there."""
+        main = self.whole_groups(self.main_comparisons())
+        return [g for g in self.whole_groups(self.comparisons) if g in main or Path(self.overview(g)).exists()]
 
     def tracked_runs(self) -> list[str]:
         """Folders of the runs of these comparisons."""
@@ -235,7 +268,7 @@ class Project:
     def source_json(self, source: str) -> str:
         """What decides a source's files."""
         manifest = self.catalogue.sources[source]
-        return canonical({"package": manifest.package, "version": manifest.version, "files": manifest.files})
+        return canonical({"package": manifest.package, "version": manifest.version, "files": manifest.content()})
 
     def data_json(self, task: str, scale: str) -> str:
         """What decides a data set, apart from its sources."""
@@ -273,6 +306,19 @@ class Project:
                 "confidence": self.config.confidence,
             }
         )
+
+    def overview_inputs(self, group: str) -> list[str]:
+        """Files that the page of a group is made from."""
+        folders = [self.layout.comparison(task) for task in self.groups()[group]]
+        return [f"{folder}/{name}" for folder in folders for name in ("comparison.json", "claims.json")]
+
+    def overview_json(self, group: str) -> str:
+        """A group's settings, with the tasks that are compared."""
+        return canonical(self.config.groups[group].model_dump(mode="json") | {"tasks": self.groups()[group]})
+
+    def overview_code(self) -> str:
+        """Fingerprint of the code that makes a group's page."""
+        return self.catalogue.code(*step_roots("overview")) + template_code("overview")
 
     def claims_json(self, task: str) -> str:
         """What decides the verdicts, apart from the runs."""

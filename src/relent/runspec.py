@@ -34,12 +34,12 @@ class RunSpec:
     code: str
     """Fingerprint of the code of this stage."""
     upstream: dict[str, str] = field(default_factory=dict)
-    """Plan of each input stage (teacher, earlier stage): a run is the same only if what it read is."""
+    """Plan of each input stage (teacher, earlier stage, start): a run is the same only if what it read is."""
     peer_options: dict[str, Any] = field(default_factory=dict)
     """Network options of the task's first teacher, where the stage trains a network of its size alongside."""
     execution: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
-    """Input name (`data`, `teacher`, an earlier stage) → folder."""
+    """Input name (`data`, `teacher`, an earlier stage, `start` for the run that a variant starts from) → folder."""
     output: str = ""
 
     @property

@@ -116,9 +116,11 @@ class LogHandler(LogHandlerBase):
             self._say(f"{'':9s} start  {describe(record.rule_name, wildcards)}")
 
     def _finish(self, job: int) -> None:
-        rule, wildcards = self.jobs.pop(job, ("?", {}))
-        seconds = time.monotonic() - self.starts.pop(job, time.monotonic())
         self.done += 1
+        if job not in self.jobs:  # `--quiet rules`: Snakemake did not tell that it began
+            return
+        rule, wildcards = self.jobs.pop(job)
+        seconds = time.monotonic() - self.starts.pop(job)
         self.runs_done += rule == RUN_RULE
         left = None
         if self.estimate is not None:

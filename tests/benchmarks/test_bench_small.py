@@ -1,30 +1,12 @@
 """The machinery of the benchmarks: timed processes, dry-run tables, and the page; no benchmark is run."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script of the benchmarks' folder, which is no package."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-
-    def loaded(name: str) -> ModuleType:
-        specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(specification)
-        monkeypatch.setitem(sys.modules, name, module)
-        specification.loader.exec_module(module)
-        return module
-
-    yield loaded
-    sys.modules.pop("common", None)
 
 
 def test_timed_counts_wall_cpu_and_memory(load):

@@ -86,7 +86,35 @@ def compared(project: Path) -> Path:
     (folder / "claims.json").write_text(json.dumps(entries))
     metric = {"name": "accuracy", "title": "Accuracy", "unit": "", "digits": 4, "direction": "higher"}
     numbers = {"metric": "accuracy", "n": 3, "mean": 0.81234, "low": 0.8, "high": 0.82, "rank": 1, "verdict": "better"}
-    table = [numbers | {"label": "pld"}, numbers | {"label": "pld:cifar100", "mean": 0.7}, numbers | {"label": "nkd"}]
-    comparison = {"scale": "laptop", "baseline": "knowledge_distillation", "answer": "pld has the best Accuracy"}
-    (folder / "comparison.json").write_text(json.dumps(comparison | {"metrics": [metric], "table": table}))
+    numbers |= {"seeds_needed": None, "difference": {"mean": 0.0123, "low": 0.0101, "high": 0.0145}}
+    undecided = {"mean": 0.7, "verdict": "not distinguishable", "seeds_needed": 12}
+    table = [numbers | {"label": "pld"}, numbers | {"label": "pld:cifar100"} | undecided, numbers | {"label": "nkd"}]
+    costs = {"pld": (30.0, 880.0), "pld:cifar100": (30.0, 880.0), "nkd": (20.0, 800.0), "cross_entropy": (20.0, 800.0)}
+    comparison = {
+        **{"scale": "laptop", "baseline": "knowledge_distillation", "primary_metric": "accuracy"},
+        "answer": "pld has the best Accuracy",
+        "metrics": [metric],
+        "table": table,
+        "methods": [
+            {"label": label, "training_seconds": seconds, "peak_memory_mb": memory}
+            for label, (seconds, memory) in costs.items()
+        ],
+    }
+    (folder / "comparison.json").write_text(json.dumps(comparison))
+    return folder
+
+
+@pytest.fixture
+def overviewed(compared: Path) -> Path:
+    """The page of a group that holds `images`; gives its folder."""
+    folder = compared.parent / "classification"
+    folder.mkdir()
+    entries = [
+        {"label": "pld", "standing": "better", "sentence": "better on 1 of 1 task (images)"},
+        {"label": "pld:cifar100", "standing": "open", "sentence": "not told apart from the baseline on 1 of 1 task"},
+        {"label": "nkd", "standing": "better", "sentence": "another method's words"},
+    ]
+    overview = {"scale": "laptop", "reference": "nkd", "tasks": [{"name": "images"}]}
+    overview["goals"] = [{"goal": "accuracy", "entries": entries}]
+    (folder / "overview.json").write_text(json.dumps(overview))
     return folder

@@ -66,7 +66,7 @@ def test_list_of_a_family_and_of_a_task(relent_json):
     assert {m["family"] for m in weather["methods"]} == {"weather"}
     assert {t["kind"] for t in weather["tasks"]} == {"ensemble_forecast"}
     images = relent_json("list", "--task", "images")
-    assert {m["family"] for m in images["methods"]} == {"distillation"}
+    assert {m["family"] for m in images["methods"]} == {"distillation", "representation", "robustness"}
     assert [t["name"] for t in images["tasks"]] == ["images"]
 
 
@@ -125,9 +125,9 @@ def test_show_tells_all_of_every_method(relent_json, real):
 
 
 def test_hyperparameters_say_their_source_and_what_a_scale_changes(relent_json):
-    (rollout,) = [h for h in relent_json("show", "fuxi_ens")["hyperparameters"] if h["name"] == "rollout_steps"]
-    assert rollout["default"] == 1
-    assert rollout["changes"] == [{"place": "cluster", "value": 4}]
+    (rate,) = [h for h in relent_json("show", "z_loss")["hyperparameters"] if h["name"] == "output_rate"]
+    assert rate["default"] == 1.0
+    assert rate["changes"] == [{"place": "laptop", "value": 30.0}]
     (temperature, _) = relent_json("show", "pld")["hyperparameters"]
     assert (temperature["name"], temperature["default"], temperature["bounds"]) == (
         "teacher_temperature",
@@ -140,7 +140,7 @@ def test_hyperparameters_say_their_source_and_what_a_scale_changes(relent_json):
 def test_recipes_are_those_that_a_run_gets(relent_json, real):
     for name in ("pld", "fuxi_ens"):
         for task, rows in relent_json("show", name)["recipes"].items():
-            for scale in ("smoke", "laptop", "cluster"):
+            for scale in real.tasks[task].scales:
                 run = Run(task, name, real.methods[name].default_variant, scale, 0)
                 values = real.stage_spec(run).hyperparameters
                 assert {row["name"]: row[scale] for row in rows}.items() <= values.items()
@@ -168,9 +168,34 @@ def test_show_prints_verdicts_with_their_numbers(relent, compared):
         "images: inconclusive, difference 0.0010, 95 % interval −0.0200 to 0.0220, 3 seeds, about 48 seeds would"
         in text
     )
-    assert "pld Accuracy 0.8123 0.8000 to 0.8200 3 1 better" in text
+    assert "pld Accuracy 0.8123 0.8000 to 0.8200 3 1 +0.0123 0.0101 to 0.0145 better" in text
     assert "pld:cifar100 Accuracy 0.7000" in text
     assert "nkd" not in text
+
+
+def test_show_says_what_was_measured_and_what_it_costs(relent, compared):
+    lines = [" ".join(line.split()) for line in relent("show", "pld").stdout.splitlines()]
+    measured = "images (laptop) pld Accuracy 0.8123 0.8000 to 0.8200 +0.0123 0.0101 to 0.0145"
+    assert f"{measured} better (knowledge_distillation) 1.50 × cross_entropy 1.10 × cross_entropy" in lines
+    (variant,) = [line for line in lines if line.startswith("images (laptop) pld:cifar100")]
+    assert "not distinguishable (knowledge_distillation); about 12 seeds would decide" in variant
+    assert re.search(r"Not run on [a-z0-9_, ]*text_few", " ".join(lines))
+
+
+def test_show_repeats_what_to_use_when(relent, relent_json, overviewed):
+    text = " ".join(relent("show", "pld").stdout.split())
+    assert "what to use when: classification, scale laptop" in text
+    assert "accuracy, pld: better on 1 of 1 task (images)" in text
+    assert "accuracy, pld:cifar100: not told apart from the baseline on 1 of 1 task" in text
+    assert "another method's words" not in text
+    assert "1.50 × nkd" in text  # the group's reference, and not the usual one
+    assert [entry["standing"] for entry in relent_json("show", "pld")["advice"]] == ["better", "open"]
+
+
+def test_show_says_plainly_that_nothing_was_run(relent):
+    text = " ".join(relent("show", "pld").stdout.split())
+    assert "measured Nothing: it is in no finished comparison here" in text
+    assert "what to use when" not in text
 
 
 def test_show_of_a_task_tells_data_licence_metrics_and_answer(relent, relent_json, compared):

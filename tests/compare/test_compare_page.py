@@ -12,9 +12,10 @@ import pytest
 from synthetic_runs import PNG, make_method, make_task, write_run
 
 from relent.compare import command, plots
-from relent.compare.page import count, p_value, seconds
+from relent.compare.page import count, seconds
 from relent.compare.results import RunResult
-from relent.compare.words import best_in_words, enumerate_words, number
+from relent.compare.statistics import compare
+from relent.compare.words import best_in_words, enumerate_words, number, open_in_words, p_value, seeds_in_words
 from relent.errors import DataError
 from relent.files import read_json
 
@@ -81,6 +82,30 @@ def test_page_holds_every_method_verdict_and_setting(folder: Path) -> None:
     for text in ("None: published settings.", "c0ffee", "2.13.0", "the last step&#39;s", "snakemake --profile", "nats"):
         assert text in html
     assert all(run["folder"] in html and run["plan"] in html for run in comparison["runs"])
+
+
+def test_page_says_how_many_seeds_would_decide_what_is_open(folder: Path) -> None:
+    html = (folder / "comparison.html").read_text()
+    comparison = read_json(folder / "comparison.json")
+    tied = next(e for e in comparison["ranking"] if e["label"] == "nkd")
+    assert tied["tied"]
+    assert f"<td>{tied['seeds_needed']}</td>" in html
+
+
+def test_what_is_open_against_the_baseline_is_named_with_its_seeds(runs: list[RunResult], tmp_path: Path) -> None:
+    comparison = compare(make_task(), runs, 0.9999, tmp_path)
+    rows = {r["label"]: r for r in comparison["table"] if r["metric"] == "accuracy"}
+    told = open_in_words(comparison)
+    assert told.startswith("Not told apart from hinton, with the seeds that would decide it if difference and spread")
+    for label in ("pld", "nkd", "smoothing"):
+        assert rows[label]["verdict"] == "not distinguishable"
+        assert f"{label} ({seeds_in_words(rows[label]['seeds_needed'])})" in told
+    assert open_in_words(compare(make_task(), runs, 0.6, tmp_path)) == ""
+
+
+def test_seeds_in_words() -> None:
+    said = [seeds_in_words(n) for n in (None, 12, 10_000)]
+    assert said == ["no number of seeds", "about 12 seeds", "10\u202f000 seeds or more"]
 
 
 def test_page_escapes_what_manifests_say(folder: Path) -> None:

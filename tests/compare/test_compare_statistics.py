@@ -14,8 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from synthetic_runs import make_method, make_task, write_run
 
 from relent.compare.results import RunResult, read_run
-from relent.compare.statistics import COLUMNS, Sample, compare, difference, ranking
+from relent.compare.statistics import COLUMNS, MOST_SEEDS, Sample, compare, difference, ranking, seeds_to_decide
 from relent.errors import DataError
+from relent.scores.inference import holm_confidence, seeds_needed, t_test_power
 
 
 def _row(comparison: dict, label: str, metric: str) -> dict:
@@ -51,6 +52,34 @@ def test_holm_covers_every_test_of_the_table_and_no_descriptive_metric(runs: lis
     assert all(
         row["p_holm"] is None and row["rank"] is None for row in comparison["table"] if row["metric"] == "spread"
     )
+
+
+def test_seeds_that_would_decide_are_at_the_level_where_holm_stopped(runs: list[RunResult], tmp_path: Path) -> None:
+    comparison = compare(make_task(), runs, 0.999, tmp_path)
+    tested = [row for row in comparison["table"] if row["p_holm"] is not None]
+    levels = holm_confidence([row["difference"]["p"] for row in tested], 0.999)
+    undecided = 0
+    for row, level in zip(tested, levels, strict=True):
+        found = row["difference"]
+        if row["verdict"] != "not distinguishable":
+            assert row["seeds_needed"] is None
+            continue
+        undecided += 1
+        needed = row["seeds_needed"]
+        assert t_test_power(found["mean"], found["sd"], needed, float(level)) >= 0.8
+        assert t_test_power(found["mean"], found["sd"], needed - 1, float(level)) < 0.8
+    assert undecided
+    nkd = next(entry for entry in comparison["ranking"] if entry["label"] == "nkd")
+    assert nkd["seeds_needed"] > 3
+    assert comparison["ranking"][0]["seeds_needed"] is None
+
+
+def test_seeds_that_would_decide_have_bounds() -> None:
+    assert seeds_to_decide(0.0, 1.0, 0.95) is None
+    assert seeds_to_decide(0.1, 0.0, 0.95) is None
+    assert seeds_to_decide(0.1, None, 0.95) is None
+    assert seeds_to_decide(1e-6, 1.0, 0.95) == MOST_SEEDS
+    assert seeds_to_decide(-1.0, 1.0, 0.95) == seeds_needed(1.0, 1.0, 0.95)
 
 
 def test_better_and_worse_follow_the_metrics_direction(tmp_path: Path) -> None:
@@ -185,6 +214,7 @@ def test_no_run_is_an_error_that_says_so(tmp_path: Path) -> None:
 def test_comparison_and_tracking_load_neither_torch_nor_lightning_nor_mlflow() -> None:
     code = (
         "import sys, relent.compare.command, relent.compare.page, relent.track.replay;"
+        "import relent.compare.overview, relent.compare.overview_page;"
         "print([m for m in ('torch', 'lightning', 'mlflow', 'pandas', 'matplotlib') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -19,8 +19,8 @@ import pytest
 from pydantic import ValidationError
 
 from relent.data import fetch as module
-from relent.data.fetch import MIRRORS, extract, fetch
-from relent.data.receipt import check_receipt
+from relent.data.fetch import MIRRORS, extract, extract_members, fetch, read_members, write_members
+from relent.data.receipt import check_receipt, refresh_receipt
 from relent.errors import DataError
 from relent.manifest.models import Source
 
@@ -308,3 +308,106 @@ def test_the_archives_path_is_a_place_in_the_pool(path: str) -> None:
 
 def test_the_mirrors_are_asked_over_https() -> None:
     assert all(mirror.startswith("https://") for mirror in MIRRORS)
+
+
+# ---------------------------------------------------------------------------------------------- many files at once
+
+
+BELOW = "usr/share/winds/units"
+UNITS = {f"orcs/grunt-{n}.png": bytes([n]) * 50 for n in range(30)} | {"elves/bow/ä.png": b"elf", "elves/a+b.png": b""}
+TREE = {f"{BELOW}/{name}": content for name, content in UNITS.items()} | {
+    f"{BELOW}/readme.txt": b"no",
+    "usr/share/winds/units-old/orcs/grunt.png": b"no",
+    "usr/share/winds/u.cdf": b"u",
+}
+
+
+def pinned_members(**changes: object) -> dict[str, object]:
+    # What `sha256sum $(find . -name '*.png' | sort)` prints, in the order of the bytes.
+    lines = "".join(f"{digest(UNITS[name])}  {name}\n" for name in sorted(UNITS, key=str.encode))
+    values: dict[str, object] = {
+        "below": BELOW,
+        "pattern": ".+/.+[.]png",
+        "count": 32,
+        "sha256": digest(lines.encode()),
+    }
+    return values | changes
+
+
+def many(package: bytes, **changes: object) -> Source:
+    return source(package, files={}, members=pinned_members(**changes))
+
+
+def test_many_files_are_stored_as_one_archive_of_pinned_bytes(tmp_path: Path, mirrors: list[Path]) -> None:
+    package = debian(TREE)
+    serve(mirrors[0], package)
+    fetch(many(package), tmp_path / "out")
+    assert read_members(tmp_path / "out") == UNITS
+    receipt = check_receipt(tmp_path / "out", contents=True)
+    assert set(receipt["files"]) == {"members.zip"}
+    fetch(many(package), tmp_path / "again")
+    assert (tmp_path / "again" / "members.zip").read_bytes() == (tmp_path / "out" / "members.zip").read_bytes()
+
+
+def test_single_files_can_come_along(tmp_path: Path, mirrors: list[Path]) -> None:
+    package = debian(TREE)
+    serve(mirrors[0], package)
+    both = source(package, files={"usr/share/winds/u.cdf": digest(b"u")}, members=pinned_members())
+    fetch(both, tmp_path / "out")
+    assert (tmp_path / "out" / "u.cdf").read_bytes() == b"u"
+    assert len(read_members(tmp_path / "out")) == 32
+    assert both.pinned().keys() == {"u.cdf", "members.zip"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (TREE | {f"{BELOW}/orcs/more.png": b"x"}, r"33 files below usr/share/winds/units match .* not the 32"),
+        ({k: v for k, v in TREE.items() if "ä" not in k}, "31 files below"),
+        (TREE | {f"{BELOW}/orcs/grunt-3.png": b"other"}, r"the list of the 32 files .* has SHA-256 .* manifest pins"),
+    ],
+    ids=["too many", "too few", "other bytes"],
+)
+def test_other_files_than_the_pinned_ones_are_refused(
+    tmp_path: Path, mirrors: list[Path], tree: dict[str, bytes], message: str
+) -> None:
+    package = debian(tree)
+    serve(mirrors[0], package)
+    with pytest.raises(DataError, match=message):
+        fetch(many(package), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_files_of_a_wheel_and_a_source_distribution(tmp_path: Path) -> None:
+    members = many(b"").members
+    assert members is not None
+    with zipfile.ZipFile(tmp_path / "winds.whl", "w") as archive:
+        for name, content in TREE.items():
+            archive.writestr(name, content)
+    (tmp_path / "winds-1.tar.gz").write_bytes(tar({f"winds-1/{k}": v for k, v in TREE.items()}, "gz"))
+    for name in ("winds.whl", "winds-1.tar.gz"):
+        assert extract_members(tmp_path / name, members) == UNITS
+
+
+def test_changed_members_are_refused_before_a_job_starts(tmp_path: Path, mirrors: list[Path]) -> None:
+    package = debian(TREE)
+    serve(mirrors[0], package)
+    fetch(many(package), tmp_path / "out")
+    write_members({"orcs/grunt.png": b"swapped"}, tmp_path / "out" / "members.zip")
+    with pytest.raises(DataError, match=r"members.zip: its bytes are not the pinned ones"):
+        refresh_receipt(tmp_path / "out", many(package).pinned())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {}}, "takes `files`, `members` or both"),
+        ({"files": {}, "members": pinned_members(pattern="(")}, "is no regular expression"),
+        ({"files": {}, "members": pinned_members(below="../etc")}, "members.below"),
+        ({"files": {}, "members": pinned_members(count=0)}, "members.count"),
+        ({"files": {"a/members.zip": "0" * 64}}, "base names, which must differ"),
+    ],
+)
+def test_manifests_of_many_files(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        source(b"", **changes)

@@ -75,6 +75,16 @@ def test_preparing_twice_gives_the_same_bytes(sources, prepared, tmp_path):
     assert check_receipt(tmp_path)["checksum"] == check_receipt(prepared)["checksum"]
 
 
+def test_label_noise_is_of_the_training_labels_alone_and_always_wrong(sources, prepared, tmp_path):
+    prepare(sources, tmp_path, {"fractions": FRACTIONS, "per_class": 60, "label_noise": 0.25})
+    clean, noisy = read_data(prepared), read_data(tmp_path)
+    wrong = clean.labels != noisy.labels
+    student = clean.items("student")
+    assert int(wrong.sum()) == int(wrong[student].sum()) == round(0.25 * len(student))
+    assert noisy.labels.max() < 20
+    assert noisy.labels.min() >= 0
+
+
 def test_no_image_stands_in_two_splits(prepared):
     """Of the animals, which differ by construction; the made-up digits are all alike."""
     group = zarr.open_group(prepared / "dataset.zarr", mode="r")

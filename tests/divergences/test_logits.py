@@ -74,6 +74,30 @@ def test_non_target_part_ignores_the_target_logit() -> None:
     torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
 
 
+@given(st.integers(2, 6), st.integers(0, 2**16), st.sampled_from([1.0, 4.0]))
+@settings(max_examples=25, deadline=None)
+def test_the_other_classes_in_place_are_the_non_targets_with_a_hole(
+    classes: int, seed: int, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(7, classes, dtype=torch.float64, generator=generator, requires_grad=True)
+    teacher = torch.randn(7, classes, dtype=torch.float64, generator=generator)
+    y = torch.randint(classes, (7,), generator=generator)
+    found = logits.other_class_log_probs(scores, y, temperature)
+    dropped = logits.non_target_log_probs(scores, y, temperature)
+    assert bool((found.gather(1, y[:, None]) == -math.inf).all())
+    torch.testing.assert_close(logits.non_target_logits(found, y), dropped, atol=1e-14, rtol=0)
+    for divergence in (discrete.forward_kl, discrete.reverse_kl, discrete.cross_entropy):
+        pairs = [
+            divergence(of(teacher, y, temperature), of(scores, y, temperature)).sum()
+            for of in (logits.other_class_log_probs, logits.non_target_log_probs)
+        ]
+        torch.testing.assert_close(*pairs, atol=1e-12, rtol=1e-12)
+        gradients = [torch.autograd.grad(value, scores)[0] for value in pairs]
+        torch.testing.assert_close(*gradients, atol=1e-13, rtol=1e-12)
+        assert bool((gradients[0].gather(1, y[:, None]) == 0).all())
+
+
 def test_temperature() -> None:
     torch.testing.assert_close(logits.tempered_log_probs(X, 2.0), torch.log_softmax(X / 2, -1))
     torch.testing.assert_close(logits.tempered_log_probs(torch.log_softmax(X, -1), 2.0), torch.log_softmax(X / 2, -1))
@@ -120,6 +144,8 @@ def test_label_errors() -> None:
         logits.non_target_logits(X, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="at least two classes"):
         logits.non_target_logits(torch.zeros(1, 1), Y)
+    with pytest.raises(ValueError, match="at least two classes"):
+        logits.other_class_log_probs(torch.zeros(1, 1), Y)
     with pytest.raises(ValueError, match=r"\[0, 1\], got 1.5"):
         logits.label_cross_entropy(Y, X, label_smoothing=1.5)
     with pytest.raises(ValueError, match="between 1 and the number of classes 4, got 5"):

@@ -39,8 +39,8 @@ def test_main_job_has_every_method_and_seed_and_runs_deterministic_ones_once(own
         ({"methods": "nkd"}, {"nkd"}),
         ({"methods": "pld,fuxi_ens"}, {"pld", "fuxi_ens"}),
         (
-            {"tasks": "images", "family": "distillation"},
-            {"cross_entropy", "label_smoothing", "knowledge_distillation", "pld", "nkd"},
+            {"tasks": "images_few", "family": "distillation"},
+            {"cross_entropy", "knowledge_distillation", "sinkd", "dkd", "lelp"},
         ),
         ({"tasks": ["weather_isentropic"], "methods": ["vae_l1_kl"]}, {"vae_l1_kl"}),
     ],

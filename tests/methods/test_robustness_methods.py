@@ -66,6 +66,12 @@ class TestLogitMemory:
         if place == "disk":
             assert len(list(tmp_path.iterdir())) <= lag + 1
 
+    def test_memory_does_not_grow_between_checkpoints(self):
+        memory = LogitMemory(4, 2, 2)
+        for epoch in range(9):
+            memory.write(epoch, torch.arange(4), torch.full((4, 2), float(epoch)))
+            assert list(memory.tables) == list(range(max(0, epoch - 2), epoch + 1))
+
     def test_items_that_an_epoch_left_out_are_nan(self):
         memory = LogitMemory(4, 2, 1)
         memory.write(0, torch.tensor([1]), torch.ones(1, 2))

@@ -15,7 +15,9 @@ from stored import Store
 from synthetic_runs import make_method, make_task, write_run
 
 from relent.compare import command
+from relent.compare.overview import run_overview
 from relent.errors import DataError
+from relent.manifest.models import Group
 from relent.track import records
 from relent.track.replay import replay_all
 from relent.track.store import opened
@@ -205,6 +207,28 @@ def test_a_comparison_is_a_run_of_its_own(run_folders: list[Path], uri: str, tmp
     assert about["mlflow.experimentKind"] == "custom_model_development"
     again = command.run_track(run_folders, [out], uri, tmp_path / "artifacts", tmp_path / "tracking.json")
     assert again["experiments"]["images"]["unchanged"] == 5
+
+
+def test_a_group_is_an_experiment_with_one_run(run_folders: list[Path], uri: str, tmp_path: Path) -> None:
+    task, results = make_task(baseline="nkd"), tmp_path / "results"
+    labelled = [(folder, folder.parts[-4]) for folder in run_folders]
+    command.run_compare(task, labelled, 0.95, results / "images")
+    command.run_claims(task, {}, labelled, 0.95, results / "images")
+    group = Group(title="Which one?", tasks=["images"], goals={"accuracy": ["accuracy"]}, reference="nkd")
+    out = results / "classification"
+    run_overview("classification", group, {"images": task}, {"images": results / "images"}, out)
+    receipt = command.run_track([], [], uri, tmp_path / "artifacts", tmp_path / "tracking.json", [out])
+    assert receipt["experiments"]["classification"]["written"] == 1
+    store = Store(uri)
+    (run,) = store.runs("tags.`relent.kind` = 'overview'", "classification")
+    assert {file.path for file in store.client.list_artifacts(run.info.run_id)} == set(records.OVERVIEW_FILES)
+    assert run.info.run_name == "overview laptop"
+    assert run.data.tags["relent.tasks"] == "images"
+    assert "nowhere worse for accuracy" in run.data.tags["mlflow.note.content"]
+    about = store.client.get_experiment_by_name("classification").tags
+    assert about["mlflow.note.content"].startswith("**Which one?**")
+    again = command.run_track([], [], uri, tmp_path / "artifacts", tmp_path / "tracking.json", [out])
+    assert again["experiments"]["classification"]["unchanged"] == 1
 
 
 def test_tasks_get_an_experiment_each(run_folders: list[Path], uri: str, tmp_path: Path) -> None:

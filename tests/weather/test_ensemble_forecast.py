@@ -236,7 +236,7 @@ def test_steps_after_the_initial_time_change_no_weight_and_no_forecast(runs: dic
 
 
 def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"max_steps": 16, "checkpoint_every": 5, "validate_every": 8, "rollout_steps": 2, "rollout_start": 0.5}
+    settings = {"max_steps": 16, "checkpoint_every": 5, "validate_every": 8, "rollout_steps": 4}
     whole = run_spec("fuxi_ens", data, tmp_path / "whole", **settings)
     run_stage(whole)
     step = NetworkForecast.training_step

@@ -1,4 +1,5 @@
-# Names that a user may ask for: every task (its comparison), every family (all runs of its methods), every run's folder.
+# Names that a user may ask for: every task (its comparison), every group (its comparisons and its page), every family
+# (all runs of its methods), every run's folder.
 
 for _task in [comparison.task for comparison in PROJECT.comparisons]:
 
@@ -7,6 +8,16 @@ for _task in [comparison.task for comparison in PROJECT.comparisons]:
             _task
         input:
             PROJECT.page(_task),
+        localrule: True
+
+
+for _group in PROJECT.groups():
+
+    rule:
+        name:
+            _group
+        input:
+            PROJECT.group_targets(_group),
         localrule: True
 
 

@@ -5,7 +5,8 @@
 rule track:
     input:
         scores=[f"{folder}/scores.json" for folder in PROJECT.tracked_runs()],
-        pages=[PROJECT.page(comparison.task) for comparison in PROJECT.tracked()],
+        pages=[PROJECT.page(comparison.task) for comparison in PROJECT.tracked()]
+        + [PROJECT.overview(group) for group in PROJECT.tracked_groups()],
     output:
         receipt=PROJECT.tracking_receipt,
     log:
@@ -25,11 +26,16 @@ rule track:
             for c in PROJECT.tracked()
             for part in ("--comparison", str(Path(PROJECT.page(c.task)).parent))
         ],
+        overviews=[
+            part
+            for group in PROJECT.tracked_groups()
+            for part in ("--overview", str(Path(PROJECT.overview(group)).parent))
+        ],
         artifacts=(
             ["--artifacts", PROJECT.config.tracking.artifacts]
             if PROJECT.config.tracking.artifacts
             else []
         ),
     shell:
-        "relent track {params.runs:q} {params.comparisons:q} {params.artifacts:q} --receipt {output.receipt:q}"
-        " > {log:q} 2>&1"
+        "relent track {params.runs:q} {params.comparisons:q} {params.overviews:q} {params.artifacts:q}"
+        " --receipt {output.receipt:q} > {log:q} 2>&1"

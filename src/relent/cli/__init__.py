@@ -29,6 +29,7 @@ COMMANDS = {
     "claims": "compare",
     "figures": "compare",
     "page": "compare",
+    "overview": "compare",
     "track": "compare",
     "summary": "compare",
     "docs": "docs",

@@ -1,4 +1,4 @@
-"""`relent compare`, `claims`, `figures`, `page`, `track`, `summary`: from finished runs to the report."""
+"""`relent compare`, `claims`, `figures`, `page`, `overview`, `track`, `summary`: from finished runs to the report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from relent.cli.options import CODE, catalogue_options, find
+from relent.errors import nearest
 from relent.manifest.catalogue import Catalogue, Run
-from relent.manifest.paths import Layout
+from relent.manifest.models import Group
 from relent.manifest.steps import check_code, step_code
+from relent.project import CONFIG, Project
 
 RUNS_HELP = "Run folders (results/TASK/METHOD/VARIANT/SCALE/seedN), two or more."
 
@@ -101,10 +103,39 @@ def page_command(folder: Path, code: str | None) -> None:
     click.echo(run_page(folder))
 
 
+@click.command("overview")
+@click.argument("group")
+@click.option("--settings", help="The group as JSON: title, tasks, goals, reference [the one in config/config.yaml].")
+@CODE
+@catalogue_options
+def overview_command(group: str, settings: str | None, code: str | None, catalogue: Catalogue) -> None:
+    """Put the comparisons of GROUP together: what to use when, as overview.html, overview.csv and overview.json."""
+    out = Path(catalogue.layout.overview(group))
+    check_code(out, code, step_code("overview"))
+    from relent.compare.overview import run_overview
+
+    chosen = _group(group, settings)
+    folders = {task: Path(catalogue.layout.comparison(task)) for task in chosen.tasks}
+    click.echo(run_overview(group, chosen, catalogue.tasks, folders, out))
+
+
+def _group(name: str, settings: str | None) -> Group:
+    """A group from its settings, or as the configuration file has it."""
+    if settings is not None:
+        return Group.model_validate_json(settings)
+    groups = Project.load().config.groups
+    if name not in groups:
+        raise click.BadParameter(f"no group {name!r} in {CONFIG}{nearest(name, groups)}")
+    return groups[name]
+
+
 @click.command("track")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--comparison", "comparisons", multiple=True, type=click.Path(path_type=Path), help="results/TASK; may be repeated."
+)
+@click.option(
+    "--overview", "overviews", multiple=True, type=click.Path(path_type=Path), help="results/GROUP; may be repeated."
 )
 @click.option(
     "--uri", envvar="RELENT_TRACKING_URI", required=True, help="MLflow tracking address [$RELENT_TRACKING_URI]."
@@ -112,25 +143,40 @@ def page_command(folder: Path, code: str | None) -> None:
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Folder of artifacts beside a SQLite store.")
 @click.option("--receipt", default="results/tracking.json", show_default=True, type=click.Path(path_type=Path))
 def track_command(
-    runs: tuple[Path, ...], comparisons: tuple[Path, ...], uri: str, artifacts: Path | None, receipt: Path
+    runs: tuple[Path, ...],
+    comparisons: tuple[Path, ...],
+    overviews: tuple[Path, ...],
+    uri: str,
+    artifacts: Path | None,
+    receipt: Path,
 ) -> None:
     """Replay RUNS into MLflow; doing it twice adds nothing. Give an address with a password by the variable."""
     from relent.compare.command import run_track
 
-    run_track(runs, comparisons, uri, artifacts, receipt)
+    run_track(runs, comparisons, uri, artifacts, receipt, overviews)
 
 
 @click.command("summary")
-@click.argument("tasks", nargs=-1)
+@click.argument("names", nargs=-1)
 @click.option("--results", default="results", show_default=True, help="Folder of runs.")
-def summary_command(tasks: tuple[str, ...], results: str) -> None:
-    """Say in words which method was best in each comparison, and where the report lies."""
+def summary_command(names: tuple[str, ...], results: str) -> None:
+    """Say in words which method was best in each comparison, and where the report lies.
+
+    NAMES are tasks or groups; default: all that are there.
+    """
     from relent.compare.words import best_in_words
     from relent.files import read_json
 
-    layout = Layout(results=results)
-    found = tasks or tuple(path.parent.name for path in sorted(Path(results).glob("*/comparison.json")))
-    for task in found:
-        folder = Path(layout.comparison(task))
-        click.echo(best_in_words(read_json(folder / "comparison.json")))
-        click.echo(f"  {folder}/comparison.html")
+    places = [Path(results) / name for name in names]
+    if not names:
+        places = sorted(
+            path.parent for kind in ("comparison", "overview") for path in Path(results).glob(f"*/{kind}.json")
+        )
+    for folder in sorted(places, key=lambda place: (place / "overview.json").exists()):
+        if (folder / "overview.json").exists():
+            overview = read_json(folder / "overview.json")
+            click.echo(f"{overview['group']}: {overview['answer']}")
+            click.echo(f"  {folder}/overview.html")
+        else:
+            click.echo(best_in_words(read_json(folder / "comparison.json")))
+            click.echo(f"  {folder}/comparison.html")

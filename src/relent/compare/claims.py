@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from relent.compare.results import RunResult
-from relent.compare.statistics import Difference, Sample, check_comparable, difference, pair, samples
+from relent.compare.statistics import Difference, Sample, check_comparable, difference, pair, samples, seeds_to_decide
 from relent.manifest.models import Claim, Method, Task
 from relent.scores.inference import (
     Interval,
@@ -22,13 +22,10 @@ from relent.scores.inference import (
     holm,
     holm_confidence,
     paired_difference,
-    seeds_needed,
     verdict,
 )
 
 NOT_CHECKED = "not checked"
-_MOST_SEEDS = 10_000
-"""Beyond this many seeds an answer of `seeds_needed` is no plan; it is reported as this number."""
 
 
 @dataclass
@@ -145,9 +142,7 @@ def _decide(check: _Check, confidence: float, p: float, p_holm: float, level: fl
     claim, found = check.claim, check.found
     interval = paired_difference(*_sides(check), level)
     said = verdict(interval, check.kind, claim.margin, claim.direction)
-    needed = None
-    if said == "inconclusive" and found.sd:
-        needed = _needed(found.mean - check.null, found.sd, level)
+    needed = seeds_to_decide(found.mean - check.null, found.sd, level) if said == "inconclusive" else None
     return _numbers(check) | {
         "verdict": said,
         "reason": _reason(found),
@@ -159,13 +154,6 @@ def _decide(check: _Check, confidence: float, p: float, p_holm: float, level: fl
         "holm_high": interval.high,
         "seeds_needed": needed,
     }
-
-
-def _needed(distance: float, sd: float, level: float) -> int | None:
-    """Seeds that decide a claim if the difference and its spread stay as they are, counted up to `_MOST_SEEDS`."""
-    if not distance or abs(distance) / sd < 1 / np.sqrt(_MOST_SEEDS):
-        return None if not distance else _MOST_SEEDS
-    return seeds_needed(distance, sd, level)
 
 
 def _reason(found: Difference) -> str:

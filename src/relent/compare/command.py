@@ -84,8 +84,9 @@ def run_track(
     uri: str,
     artifacts: Path | str | None,
     receipt: Path | str,
+    overviews: Sequence[Path | str] = (),
 ) -> dict[str, Any]:
-    """Replay runs and comparisons into MLflow, one experiment a task; writes and returns the receipt.
+    """Replay runs, comparisons and overviews into MLflow, one experiment a task or group; returns the receipt.
 
     Args:
         runs: Run folders.
@@ -93,6 +94,7 @@ def run_track(
         uri: MLflow tracking address.
         artifacts: Folder of artifacts beside a local store; a server uses its own.
         receipt: The JSON file of counts.
+        overviews: Folders of groups.
 
     Raises:
         DataError: A run is missing or not whole.
@@ -100,4 +102,6 @@ def run_track(
     """
     from relent.track.replay import replay_all
 
-    return replay_all([Path(r) for r in runs], [Path(c) for c in comparisons], uri, artifacts, Path(receipt))
+    folders = ([Path(folder) for folder in group] for group in (runs, comparisons, overviews))
+    runs, comparisons, overviews = folders
+    return replay_all(runs, comparisons, uri, artifacts, Path(receipt), overviews)

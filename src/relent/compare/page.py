@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from relent.compare.plots import difference_plot, score_plot
-from relent.compare.words import finer, number
+from relent.compare.words import finer, number, open_in_words, p_value, seeds_in_words
 from relent.errors import DataError
 from relent.files import read_json, whole
 
@@ -32,23 +32,39 @@ def write_page(
     Raises:
         DataError: A figure or the captions are missing.
     """
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "finer": finer, "p_value": p_value, "count": count, "seconds": seconds}
-    environment.trim_blocks = environment.lstrip_blocks = True
-    html = environment.get_template("comparison.html.j2").render(
-        comparison=comparison,
-        metrics={metric["name"]: metric for metric in comparison["metrics"]},
-        methods={method["label"]: method for method in comparison["methods"]},
-        cells={(row["label"], row["metric"]): row for row in comparison["table"]},
-        claims=claims,
-        figures=_figures(figures),
-        score_plot=Markup(score_plot(comparison)),
-        differences=_differences(comparison),
-        style=Markup((_TEMPLATES / "comparison.css").read_text(encoding="utf-8")),
+    html = (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            comparison=comparison,
+            metrics={metric["name"]: metric for metric in comparison["metrics"]},
+            methods={method["label"]: method for method in comparison["methods"]},
+            cells={(row["label"], row["metric"]): row for row in comparison["table"]},
+            claims=claims,
+            figures=_figures(figures),
+            score_plot=Markup(score_plot(comparison)),
+            differences=_differences(comparison),
+            open=open_in_words(comparison),
+            style=style("page.css"),
+        )
     )
     with whole(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return Path(out)
+
+
+def environment() -> Environment:
+    """Where the templates are, and how they print numbers; whatever they are given is escaped."""
+    found = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    found.filters |= {"number": number, "finer": finer, "p_value": p_value, "count": count, "seconds": seconds}
+    found.filters |= {"in_seeds": seeds_in_words, "seeds_needed": seeds_needed}
+    found.trim_blocks = found.lstrip_blocks = True
+    return found
+
+
+def style(*names: str) -> Markup:
+    """Style sheets to stand inside a page."""
+    return Markup("\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names))
 
 
 def _differences(comparison: Mapping[str, Any]) -> list[Markup]:
@@ -69,11 +85,9 @@ def _figures(folder: Path) -> list[dict[str, str]]:
     return found
 
 
-def p_value(value: float | None) -> str:
-    """A p-value as tables print it: three digits, `<0.001` below that, a dash where there is no test."""
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3g}"
+def seeds_needed(value: int | None) -> str:
+    """Seeds that would decide, in a table."""
+    return "–" if value is None else seeds_in_words(value).removeprefix("about ").replace(" seeds", "")
 
 
 def count(value: float | None) -> str:

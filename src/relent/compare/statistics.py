@@ -21,13 +21,18 @@ from relent.compare.words import answer
 from relent.errors import DataError
 from relent.files import whole, write_json
 from relent.manifest.models import Method, Task
-from relent.scores.inference import holm, paired_difference
+from relent.scores.inference import holm, holm_confidence, paired_difference, seeds_needed
 
 COLUMNS = (
     *("task", "scale", "label", "method", "variant", "metric", "unit", "direction", "rank", "seeds", "mean", "sd"),
     *("low", "high", "baseline", "paired_seeds", "difference", "difference_low", "difference_high", "p", "p_holm"),
-    *("relative_change_percent", "verdict", "training_seconds", "parameters", "values"),
+    *("relative_change_percent", "verdict", "seeds_needed", "training_seconds", "peak_memory_mb", "parameters"),
+    "values",
 )
+MEASURED = ("training_seconds", "peak_memory_mb", "parameters")
+"""Facts of a run that training measured, and that differ between runs."""
+MOST_SEEDS = 10_000
+"""Beyond this many seeds an answer of `seeds_needed` is no plan; it is reported as this number."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,24 @@ def difference(first: Sample, second: Sample, confidence: float) -> Difference |
         return Difference(seeds, interval.estimate, None, None, None, None, exact, broadcast)
     sd = float(np.std(np.subtract(a, b), ddof=1))
     return Difference(seeds, interval.estimate, sd, interval.low, interval.high, interval.p_value, exact, broadcast)
+
+
+def seeds_to_decide(distance: float, sd: float | None, level: float) -> int | None:
+    """Seeds that decide at a confidence `level`, with a power of 80 %, if a difference and its spread stay as they are.
+
+    Args:
+        distance: Of the difference from the value that is to be excluded.
+        sd: Standard deviation of the paired difference over seeds; None or 0 where the seeds say nothing of it.
+        level: Confidence of the interval that has to exclude that value.
+
+    Returns:
+        A number up to `MOST_SEEDS`, which stands for all beyond; None if no number decides.
+    """
+    if not sd or not distance:
+        return None
+    if abs(distance) / sd < 1 / np.sqrt(MOST_SEEDS):
+        return MOST_SEEDS
+    return seeds_needed(distance, sd, level)
 
 
 def samples(runs: Iterable[RunResult]) -> dict[str, dict[str, Sample]]:
@@ -191,7 +214,10 @@ def compare(
 
 
 def table(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: float) -> list[dict[str, Any]]:
-    """One row a label and metric; `p_holm` is adjusted over all tests of the table (methods × directed metrics)."""
+    """One row a label and metric; `p_holm` is adjusted over all tests of the table (methods × directed metrics).
+
+    `seeds_needed` of a difference that is not told from none is at the level at which Holm's procedure stopped.
+    """
     rows = [
         _row(task, label, metric, scores, confidence)
         for metric in task.metrics
@@ -199,11 +225,16 @@ def table(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: fl
         if scores[label].get(metric) and scores[label][metric].values
     ]
     tested = [row for row in rows if row["difference"] and row["difference"]["p"] is not None and row["direction"]]
-    adjusted = holm([row["difference"]["p"] for row in tested]) if tested else np.empty(0)
-    for row, p in zip(tested, adjusted, strict=True):
-        row["p_holm"] = float(p)
+    p = [row["difference"]["p"] for row in tested]
+    adjusted, levels = (holm(p), holm_confidence(p, confidence)) if p else (np.empty(0), np.empty(0))
+    for row, p_holm in zip(tested, adjusted, strict=True):
+        row["p_holm"] = float(p_holm)
     for row in rows:
         row["verdict"] = _better_or_worse(row, confidence)
+    for row, level in zip(tested, levels, strict=True):
+        if row["verdict"] == "not distinguishable":
+            found = row["difference"]
+            row["seeds_needed"] = seeds_to_decide(found["mean"], found["sd"], float(level))
     for metric in task.metrics:
         _rank([row for row in rows if row["metric"] == metric])
     return rows
@@ -228,6 +259,7 @@ def _row(
         "fixed": sample.fixed,
         "difference": asdict(compared) if compared else None,
         "p_holm": None,
+        "seeds_needed": None,
         "relative_change_percent": change,
         "rank": None,
     }
@@ -281,12 +313,16 @@ def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: 
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
     found = {key: difference(ranked[key[1]], ranked[key[0]], confidence) for key in pairs}
     tested = {key: d.p for key, d in found.items() if d and d.p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())) if tested else [], strict=True))
+    p_values = list(tested.values())
+    adjusted = dict(zip(tested, holm(p_values) if tested else [], strict=True))
+    levels = dict(zip(tested, holm_confidence(p_values, confidence) if tested else [], strict=True))
     entries = []
     for label in order:
         to_best = found.get((order[0], label))
-        p = adjusted.get((order[0], label))
+        p, needed = adjusted.get((order[0], label)), None
         told_apart = (p is not None and p <= 1 - confidence) or bool(to_best and to_best.exact and to_best.mean)
+        if to_best and p is not None and not told_apart:
+            needed = seeds_to_decide(to_best.mean, to_best.sd, float(levels[order[0], label]))
         entries.append(
             {
                 "label": label,
@@ -296,6 +332,7 @@ def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: 
                 "tied": label == order[0] or not told_apart,
                 "to_best": asdict(to_best) if to_best else None,
                 "p_holm": None if p is None else float(p),
+                "seeds_needed": needed,
             }
         )
     return entries
@@ -304,7 +341,6 @@ def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: 
 def _method(label: str, runs: Sequence[RunResult], methods: Mapping[str, Method]) -> dict[str, Any]:
     own = [run for run in runs if run.label == label]
     config, manifest = own[0].config, methods.get(own[0].method)
-    seconds = [run.facts["training_seconds"] for run in own if "training_seconds" in run.facts]
     return {
         "label": label,
         "method": config["method"],
@@ -314,10 +350,17 @@ def _method(label: str, runs: Sequence[RunResult], methods: Mapping[str, Method]
         "paper": manifest.paper.model_dump(mode="json") if manifest and manifest.paper else None,
         "fixed": len(own) == 1 and not own[0].trained,
         "seeds": sorted(run.seed for run in own),
-        "training_seconds": float(np.mean(seconds)) if seconds else None,
+        "earlier_stages": list(manifest.stages)[:-1] if manifest else [],
+        "training_seconds": _mean_fact(own, "training_seconds"),
+        "peak_memory_mb": _mean_fact(own, "peak_memory_mb"),
         "parameters": own[0].facts.get("parameters"),
         "code": config["code"],
     }
+
+
+def _mean_fact(runs: Sequence[RunResult], name: str) -> float | None:
+    values = [run.facts[name] for run in runs if name in run.facts]
+    return float(np.mean(values)) if values else None
 
 
 def _run(task: Task, run: RunResult) -> dict[str, Any]:
@@ -332,12 +375,11 @@ def _run(task: Task, run: RunResult) -> dict[str, Any]:
 
 def _common_facts(runs: Sequence[RunResult]) -> dict[str, Any]:
     """Facts and evaluation settings that all runs share, without measurements; versions that differ are all listed."""
-    measured = ("training_seconds", "peak_memory_mb", "parameters")
     merged = [run.facts | run.settings for run in runs]
     found: dict[str, list[Any]] = {}
     for facts in merged:
         for key, value in facts.items():
-            if key not in measured and value not in found.setdefault(key, []):
+            if key not in MEASURED and value not in found.setdefault(key, []):
                 found[key].append(value)
     versions = ("torch", "python", "threads")
     return {k: v[0] if len(v) == 1 else v for k, v in found.items() if len(v) == 1 or k in versions}
@@ -380,7 +422,7 @@ def _write_csv(path: Path, comparison: Mapping[str, Any]) -> None:
             method, found = methods[row["label"]], row["difference"] or {}
             line = {key: row[key] for key in row.keys() & set(COLUMNS)} | {
                 **{key: comparison[key] for key in ("task", "scale", "baseline")},
-                **{key: method[key] for key in ("method", "variant", "training_seconds", "parameters")},
+                **{key: method[key] for key in ("method", "variant", *MEASURED)},
                 "unit": metrics[row["metric"]]["unit"],
                 "seeds": row["n"],
                 "paired_seeds": len(found["seeds"]) if found else None,

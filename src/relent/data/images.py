@@ -134,8 +134,8 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     Args:
         sources: Folders of the files of `mnist_5k` and `animals`.
         out: Folder to write into.
-        options: `parts`, `fractions` by split, `per_class` (items of each class to keep, 0: all), `grouping` and
-            `thin` (share of the student's items of a class to keep).
+        options: `parts`, `fractions` by split, `per_class` (items of each class to keep, 0: all), `grouping`, `thin`
+            (share of the student's items of a class to keep) and `label_noise` (share of them with a wrong label).
         seed: Seed of the splits.
 
     Raises:
@@ -153,6 +153,7 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     images, shown, source, splits = images[kept_items], shown[kept_items], source[kept_items], splits[kept_items]
     parity = options.get("grouping", "none") == "parity"
     labels, classes = (shown % 2, ["even", "odd"]) if parity else (shown, names)
+    labels = _mislabelled(labels, splits, len(classes), options.get("label_noise", 0.0), seed)
 
     group = zarr.create_group(store=out / "dataset.zarr")
     group.create_array("inputs", data=images, chunks=(2048, 28, 28))
@@ -198,3 +199,12 @@ def _thinned(
         own = rng.permutation(np.flatnonzero((shown == names.index(name)) & (splits == SPLITS.index("student"))))
         keep[own[round(share * len(own)) :]] = False
     return np.flatnonzero(keep)
+
+
+def _mislabelled(labels: Labels, splits: NDArray[np.int8], classes: int, share: float, seed: int) -> Labels:
+    """Labels of which a share of the student's is replaced, each by another class with equal probability."""
+    rng, changed = np.random.default_rng(seed), labels.copy()
+    own = rng.permutation(np.flatnonzero(splits == SPLITS.index("student")))
+    own = own[: round(share * len(own))]
+    changed[own] = (labels[own] + rng.integers(1, classes, size=len(own))) % classes
+    return changed

@@ -76,6 +76,37 @@ class GriddedOptions(DataOptions):
     source: GriddedSource = Field(description="Where the fields come from and what is taken.")
 
 
+class FolderOptions(BaseModel):
+    """Labelled images of the user's own: a folder or a name of a hub."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = Field(
+        None, min_length=1, description="Folder with `train/CLASS/*` and `val/CLASS/*`, or `cifar-100-python`."
+    )
+    hub: str | None = Field(None, min_length=1, description="In place of `path`: a name for the library `datasets`.")
+    label: str = Field("label", description="With `hub`: the column of the classes.")
+    side: int = Field(
+        256, ge=8, le=1024, description="Side of the stored images: the shorter side is resized to it, the middle kept."
+    )
+    crop: int = Field(0, ge=0, le=1024, description="Side of the middle part that a network sees; 0: all of it.")
+    validation: float = Field(
+        0.02, gt=0, lt=1, description="Share of each class's training images that is held out; `val` is the test."
+    )
+    per_class: int = Field(0, ge=0, description="Images of each class and part to keep; 0: all.")
+    memory_mb: float = Field(
+        2000, ge=0, description="A data set up to this size, as float32, is read into memory, else from disk."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> FolderOptions:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give one of `path` (a folder) and `hub` (a name for the library datasets)")
+        if self.crop > self.side:
+            raise ValueError(f"crop {self.crop} is larger than the stored side {self.side}")
+        return self
+
+
 OPTIONS: dict[str, type[DataOptions]] = {
     "relent.data.isentropic": IsentropicOptions,
     "relent.data.weather_twin": TwinOptions,

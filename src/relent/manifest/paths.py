@@ -9,9 +9,9 @@ from pathlib import PurePath
 
 RUN_FILES = ("config.json", "metrics.csv", "weights.safetensors")
 STEPS = frozenset({"fetch", "prepare", "teacher", "stage", "student", "evaluate"})
-RULES = STEPS | {"all", "data", "compare", "claims", "figures", "page", "track", "forecast", "verify"}
-"""Names of the workflow's rules: tasks and families are asked for by name too, and may not take one of these."""
-RESERVED = {"task": RULES | {"sources"}, "family": RULES, "method": {"figures"}}
+RULES = STEPS | {"all", "data", "compare", "claims", "figures", "page", "overview", "track", "forecast", "verify"}
+"""Names of the workflow's rules: tasks, families and groups are asked for by name too, and may take none of these."""
+RESERVED = {"task": RULES | {"sources"}, "family": RULES, "group": RULES, "method": {"figures"}}
 """Names that something else in the same place has: `data/sources/`, `results/TASK/figures/`, a rule."""
 
 
@@ -81,9 +81,13 @@ class Layout:
 
     @staticmethod
     def mark(folder: str, name: str) -> str:
-        """The file that marks an input folder (`data`, `teacher`, an earlier stage) as whole."""
+        """The file that marks an input folder (`data`, `teacher`, an earlier stage, `start`) as whole."""
         return f"{folder}/{'receipt.json' if name == 'data' else 'config.json'}"
 
     def comparison(self, task: str) -> str:
         """Folder of a task's comparison."""
         return f"{self.results}/{task}"
+
+    def overview(self, group: str) -> str:
+        """Folder of the page of a group of comparisons."""
+        return f"{self.results}/{group}"

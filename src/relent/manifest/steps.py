@@ -12,22 +12,29 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "compare" / "templates"
 
 
 def step_roots(step: str, kind: str = "") -> tuple[str, ...]:
-    """Modules that a step starts from: `evaluate`, `compare`, `claims`, `figures` or `page`, for a kind of task."""
+    """Modules that a step starts from: `evaluate`, `compare`, `claims`, `figures`, `page` or `overview`."""
     return {
         "evaluate": (f"relent.tasks.{kind}.evaluation", "relent.evaluate.run"),
         "compare": ("relent.compare.statistics",),
         "claims": ("relent.compare.claims",),
         "figures": (f"relent.tasks.{kind}.comparison",),
         "page": ("relent.compare.page",),
+        "overview": ("relent.compare.overview", "relent.compare.overview_page"),
     }[step]
+
+
+FILLED_IN = {
+    "page": ("comparison.html.j2", "page.css", "sort.html"),
+    "overview": ("overview.html.j2", "page.css", "overview.css", "sort.html"),
+}
+"""Templates of a step."""
 
 
 def template_code(step: str) -> str:
     """Digest of the templates that a step fills in; empty where it has none."""
-    if step != "page":
+    if step not in FILLED_IN:
         return ""
-    templates = (path for path in sorted(TEMPLATES.glob("*.*")) if path.suffix != ".py")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in templates)).hexdigest()[:16]
+    return hashlib.sha256(b"".join((TEMPLATES / name).read_bytes() for name in FILLED_IN[step])).hexdigest()[:16]
 
 
 def step_code(step: str, kind: str = "") -> str:

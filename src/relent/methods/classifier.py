@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relent.divergences.logits import label_cross_entropy, tempered_log_probs
+from relent.errors import ConfigError
 from relent.methods.base import Method
 from relent.models.classifiers import ClassifierOutput
 
@@ -85,7 +86,17 @@ class OnlineDistillation(ClassifierMethod):
     """
 
     def setup_method(self) -> None:
-        """Build the peer."""
+        """Build the peer.
+
+        Raises:
+            ConfigError: The stage reads a trained teacher.
+        """
+        if "teacher" in self.spec.inputs:
+            raise ConfigError(
+                f"{self.spec.method} trains its teacher together with the student: stored outputs are those of a "
+                "finished network, while it needs those of the peer after every step; take `teacher` out of the inputs",
+                key=f"stages.{self.spec.stage}.inputs",
+            )
         self.peer: nn.Module = self.task.peer_network()  # type: ignore[attr-defined]
 
     @abstractmethod

@@ -13,12 +13,16 @@ from relent.errors import ConfigError, nearest
 
 
 class InputShape(NamedTuple):
-    """What a network must know of its inputs: images (`channels`, `size`) or tokens (`length`, `vocabulary`)."""
+    """What a network must know of its inputs: images (`channels`, `size`) or tokens (`length`, `vocabulary`).
+
+    `pixels` are the standardised values of black and white, for pretrained weights that expect other ones.
+    """
 
     channels: int = 1
     size: int = 0
     length: int = 0
     vocabulary: int = 0
+    pixels: tuple[float, float] = (0.0, 1.0)
 
 
 class ClassifierOutput(NamedTuple):
@@ -155,6 +159,15 @@ class ViT(nn.Module):
         return ClassifierOutput(self.classifier(features), features, mid.mean(1))
 
 
+def _embedding(vocabulary: int, width: int) -> nn.Embedding:
+    """Embeddings that start near zero, of standard deviation 0.1: a rare word's say nothing until it has been seen."""
+    embedding = nn.Embedding(vocabulary, width, padding_idx=0)
+    nn.init.normal_(embedding.weight, std=0.1)
+    with torch.no_grad():
+        embedding.weight[0] = 0
+    return embedding
+
+
 class BagOfTokens(nn.Module):
     """Mean of token embeddings, then a perceptron.
 
@@ -167,7 +180,7 @@ class BagOfTokens(nn.Module):
 
     def __init__(self, shape: InputShape, classes: int, width: int, hidden: list[int]):
         super().__init__()
-        self.embedding = nn.Embedding(shape.vocabulary, width, padding_idx=0)
+        self.embedding = _embedding(shape.vocabulary, width)
         self.layers = _linear_layers([width, *hidden])
         self.classifier: nn.Module = nn.Linear(hidden[-1], classes)
 
@@ -189,7 +202,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, shape: InputShape, classes: int, width: int, blocks: int, heads: int):
         super().__init__()
-        self.embedding = nn.Embedding(shape.vocabulary, width, padding_idx=0)
+        self.embedding = _embedding(shape.vocabulary, width)
         self.place = nn.Parameter(0.02 * torch.randn(shape.length, width))
         self.blocks = nn.ModuleList([_encoder_layer(width, heads) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
@@ -268,6 +281,14 @@ IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "mlp": MLP, "m
 TOKEN_NETWORKS: dict[str, type[nn.Module]] = {"bag": BagOfTokens, "transformer": TextTransformer, "window": WindowModel}
 
 
+def image_networks() -> dict[str, type[nn.Module]]:
+    """All networks on images, those of other modules too."""
+    from relent.models.libraries import TimmClassifier, TransformersClassifier
+    from relent.models.residual import CifarNetwork
+
+    return IMAGE_NETWORKS | {"cifar": CifarNetwork, "timm": TimmClassifier, "transformers": TransformersClassifier}
+
+
 def build_classifier(options: dict[str, Any], shape: InputShape, classes: int) -> nn.Module:
     """Build the network that a manifest describes.
 
@@ -279,7 +300,7 @@ def build_classifier(options: dict[str, Any], shape: InputShape, classes: int) -
     Raises:
         ConfigError: No such network for such inputs, or an option that it does not have.
     """
-    known = TOKEN_NETWORKS if shape.vocabulary else IMAGE_NETWORKS
+    known = TOKEN_NETWORKS if shape.vocabulary else image_networks()
     own = dict(options)
     name = own.pop("network", next(iter(known)))
     if name not in known:

@@ -24,7 +24,9 @@ __all__ = [
     "agreement",
     "confusion_matrix",
     "kl_to_teacher",
+    "label_entropy",
     "multiclass_brier_score",
+    "mutual_information",
     "negative_log_likelihood",
     "non_target_rank_correlation",
     "per_class_accuracy",
@@ -202,6 +204,46 @@ def non_target_rank_correlation(
     if not bool(defined.any()):
         raise ValueError("no rank correlation is defined: student or teacher is constant over the other classes")
     return reduce(values, defined, reduction)
+
+
+def mutual_information(first: Array, second: Array) -> Tensor:
+    r"""Mutual information of two labellings of the same items, :math:`\sum_{ab} p_{ab} \log \frac{p_{ab}}{p_a p_b}`.
+
+    From the shares of the items (plug-in): biased upwards by about (A − 1)(B − 1)/2N nats for A and B labels.
+
+    Args:
+        first: (N,), non-negative integers.
+        second: (N,), likewise.
+
+    Returns:
+        Float64 in nats, from 0 to the smaller of the two entropies.
+
+    Raises:
+        ValueError: no item, other shapes, or negative labels.
+        TypeError: labels that are not integers.
+    """
+    one, other = _labelling(first), _labelling(second)
+    if one.shape != other.shape:
+        raise ValueError(f"the labellings have shapes {tuple(one.shape)} and {tuple(other.shape)}; give one each item")
+    columns = int(other.max()) + 1
+    joint = torch.bincount(one * columns + other, minlength=(int(one.max()) + 1) * columns).double() / len(one)
+    joint = joint.reshape(-1, columns)
+    expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    return torch.where(joint > 0, joint * (joint / expected.clamp_min(1e-300)).log(), 0.0).sum().clamp_min(0.0)
+
+
+def label_entropy(labels: Array) -> Tensor:
+    """Entropy in nats of the shares of labels (N,), float64; the `mutual_information` of a labelling with itself."""
+    return mutual_information(labels, labels)
+
+
+def _labelling(labels: Array) -> Tensor:
+    values = as_tensor(labels)
+    if values.dtype.is_floating_point or values.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {values.dtype}")
+    if values.ndim != 1 or len(values) == 0 or int(values.min()) < 0:
+        raise ValueError(f"labels must be (N,), N > 0, and not negative, got shape {tuple(values.shape)}")
+    return values.long()
 
 
 def _centred_ranks(values: Tensor) -> Tensor:

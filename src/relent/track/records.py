@@ -1,4 +1,4 @@
-"""What one MLflow run will hold: read from a run's folder or a comparison's folder, without MLflow."""
+"""What one MLflow run will hold: read from the folder of a run, a comparison or a group, without MLflow."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _FILTERS = (
     "``tags.`relent.method` = 'pld'``, ``tags.`relent.seed` = '0'``, ``tags.`relent.scale` = 'laptop'``."
 )
 COMPARISON_FILES = ("comparison.html", "comparison.csv", "comparison.json", "claims.json")
+OVERVIEW_FILES = ("overview.html", "overview.csv", "overview.json")
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,36 @@ def comparison_record(folder: Path) -> Record:
             for text in (f"**{comparison['title']}**", comparison["summary"], comparison["notice"], _FILTERS)
             if text
         ),
+    )
+    record.digest = _digest(record)
+    return record
+
+
+def overview_record(folder: Path) -> Record:
+    """Read the record of a group of comparisons: its page and table, in an experiment of the group's name.
+
+    Raises:
+        DataError: A file of the group is missing or not whole.
+    """
+    overview = read_json(folder / "overview.json")
+    tasks = [task["name"] for task in overview["tasks"]]
+    end = _milliseconds(folder / "overview.json")
+    record = Record(
+        experiment=overview["group"],
+        tree=tree_id(folder.absolute().parent),
+        id=f"{overview['group']}/overview/{overview['scale']}",
+        name=f"overview {overview['scale']}",
+        start=end,
+        end=end,
+        tags={
+            "relent.kind": "overview",
+            "relent.group": overview["group"],
+            "relent.tasks": " ".join(tasks),
+            "relent.scale": overview["scale"],
+            "mlflow.note.content": f"{overview['answer']}. What to use when, over all tasks: `overview.html` below.",
+        },
+        artifacts=[(folder / name, "") for name in OVERVIEW_FILES if (folder / name).is_file()],
+        description=f"**{overview['title']}**\n\nThe comparisons of these experiments together: {', '.join(tasks)}.",
     )
     record.digest = _digest(record)
     return record

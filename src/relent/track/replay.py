@@ -31,7 +31,7 @@ from relent.errors import RelentError
 from relent.files import write_json
 from relent.track.address import Address, understand
 from relent.track.locks import alone
-from relent.track.records import Point, Record, batches, comparison_record, run_record
+from relent.track.records import Point, Record, batches, comparison_record, overview_record, run_record
 from relent.track.store import Patience, StoreAway, opened, told
 
 if TYPE_CHECKING:
@@ -55,9 +55,14 @@ class Counts:
 
 
 def replay_all(
-    runs: Sequence[Path], comparisons: Sequence[Path], uri: str, artifacts: Path | str | None, receipt: Path
+    runs: Sequence[Path],
+    comparisons: Sequence[Path],
+    uri: str,
+    artifacts: Path | str | None,
+    receipt: Path,
+    overviews: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Replay runs and comparisons of any number of tasks, and write a receipt.
+    """Replay runs and comparisons of any number of tasks, and overviews of groups, and write a receipt.
 
     Args:
         runs: Run folders.
@@ -65,6 +70,7 @@ def replay_all(
         uri: MLflow tracking address: `sqlite:///FILE`, a database or a tracking server.
         artifacts: Folder of artifacts beside a SQLite store or a database; None, or a server: the store's own place.
         receipt: JSON file of counts by experiment.
+        overviews: Folders of groups.
 
     Returns:
         The receipt: `{"uri": …, "experiments": {task: {"written": …, "completed": …, "replaced": …, "unchanged": …}}}`.
@@ -75,7 +81,9 @@ def replay_all(
     """
     address = understand(uri)
     records = [run_record(folder) for folder in runs] + [comparison_record(folder) for folder in comparisons]
-    trees = {folder.absolute().parents[4] for folder in runs} | {folder.absolute().parent for folder in comparisons}
+    records += [overview_record(folder) for folder in overviews]
+    trees = {folder.absolute().parents[4] for folder in runs}
+    trees |= {folder.absolute().parent for folder in (*comparisons, *overviews)}
     with ExitStack() as locks:
         for tree in sorted(trees):
             locks.enter_context(alone(tree / ".tracking.lock", f"tracking of {tree.name}"))

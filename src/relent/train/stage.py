@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from relent.errors import ConfigError
+from relent.errors import ConfigError, DataError
 from relent.files import full_disk_told, remove, whole, write_json
 from relent.locks import sole_trainer
 from relent.methods.base import Method
@@ -66,7 +67,8 @@ def run_stage(
 
     Raises:
         CheckpointError: The checkpoint is unreadable or of another configuration.
-        ConfigError: The implementation cannot be loaded, or the machine does not fit the run's execution.
+        ConfigError: The implementation cannot be loaded, the machine does not fit the run's execution, or the weights
+            that the variant starts from are of another network.
         DataError: An input is missing or broken.
         DivergedError: The weights are no longer finite.
         RelentError: A file cannot be written; the checkpoint before is kept.
@@ -99,6 +101,8 @@ def run_process(
     if resume:
         LOG.info("resuming %s from %s at step %d", spec.output, resume, progress["step"])
     module, datamodule, task = build(spec, progress["batches"])
+    if not resume:
+        load_start(spec, module)
     clock = Progress(spec, module.config, checkpoints, progress, stop)
     if module.config.max_steps:
         own: list[Logger] = []
@@ -112,6 +116,8 @@ def run_process(
         module.to(trainer.strategy.root_device)
     elif not processes.rank:
         History(checkpoints / "metrics.csv")
+        if spec.role == "teacher" and spec.execution["accelerator"] == "gpu":
+            module.to("cuda")  # A teacher that is loaded, not trained, predicts there too.
     if not processes.rank:
         _write(spec, module, task, output, checkpoints, clock, threads)
 
@@ -155,6 +161,35 @@ def new_method(spec: RunSpec, task: TrainingTask) -> Method:
     torch.manual_seed(derive_seed("weights", spec.seed, spec.role))
     module: Method = method_class(spec, config, task)
     return module
+
+
+def load_start(spec: RunSpec, module: Method) -> None:
+    """Give a method the trained weights that its variant starts from, if it starts from any.
+
+    Raises:
+        ConfigError: They are of another network.
+        DataError: They are missing or broken.
+    """
+    if "start" not in spec.inputs:
+        return
+    path = Path(spec.inputs["start"]) / "weights.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); train the run that {spec.variant!r} starts from") from None
+    own = module.state_dict()
+    other = [name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name)]
+    if other:
+        raise ConfigError(
+            f"starts from {path}, whose network is another one ({min(other)} differs); a variant may change what is "
+            "trained for, not the network",
+            key=f"{spec.method}: variants.{spec.variant}.start",
+        )
+    module.load_state_dict(weights)
+
+
+def _shape(state: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
 
 
 def load_module(name: str) -> ModuleType:

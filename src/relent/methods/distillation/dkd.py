@@ -17,7 +17,7 @@ from relent.divergences.discrete import forward_kl
 from relent.divergences.logits import (
     binary_target_log_probs,
     label_cross_entropy,
-    non_target_log_probs,
+    other_class_log_probs,
     tempered_log_probs,
 )
 from relent.methods.classifier import ClassifierMethod
@@ -70,8 +70,8 @@ def dkd_loss(
         reduction="mean",
     )
     others = forward_kl(
-        non_target_log_probs(teacher_logits, labels, temperature),
-        non_target_log_probs(student_logits, labels, temperature),
+        other_class_log_probs(teacher_logits, labels, temperature),
+        other_class_log_probs(student_logits, labels, temperature),
         reduction="mean",
     )
     return {"target": alpha * temperature**2 * target, "non_target": beta * temperature**2 * others}

@@ -17,7 +17,7 @@ from torch import Tensor
 from relent.divergences.discrete import cross_entropy
 from relent.divergences.logits import (
     label_cross_entropy,
-    non_target_log_probs,
+    other_class_log_probs,
     tempered_log_probs,
 )
 from relent.methods.classifier import ClassifierMethod
@@ -61,8 +61,8 @@ def nkd_loss(
     student_log_prob = tempered_log_probs(student_logits).gather(-1, target).squeeze(-1)
     teacher_prob = tempered_log_probs(teacher_logits).gather(-1, target).squeeze(-1).exp()
     others = cross_entropy(
-        non_target_log_probs(teacher_logits, labels, temperature),
-        non_target_log_probs(student_logits, labels, temperature),
+        other_class_log_probs(teacher_logits, labels, temperature),
+        other_class_log_probs(student_logits, labels, temperature),
     )
     return {"target": -teacher_prob * student_log_prob, "non_target": gamma * temperature**2 * others}
 

@@ -71,8 +71,9 @@ def zipf_labels(
         target = labels.unsqueeze(-1)
         student, weak = tempered_log_probs(student_logits), tempered_log_probs(weak_logits).exp()
         scores = weak / (1 - weak.gather(-1, target) + 1e-6) + student / (1 - student.gather(-1, target) + 1e-6)
-    ranks = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) + 1
-    weights = ranks.to(student_logits.dtype).reciprocal()
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    by_rank = torch.arange(1, order.shape[-1] + 1, device=order.device).to(student_logits.dtype).reciprocal()
+    weights = torch.empty_like(scores).scatter(-1, order, by_rank.expand_as(scores))
     if ranking == "code":
         weights = non_target_logits(weights, labels)
     return weights / weights.sum(-1, keepdim=True)

@@ -10,6 +10,10 @@ layer then costs O(d²) for features of width d, whatever the number of classes 
 `FactoredOutputLayer`. The others of the family that the paper compares with: the squared error, the log-Taylor-softmax
 and the log-spherical-softmax.
 
+With `output_layer: factored` the output layer is trained that way, by plain SGD at a rate of its own in float64, and no
+outputs are formed in training; the other layers get the exact gradient and the task's optimiser. Momentum or Adam of
+the output layer would touch every row, so that `dense` trains another path to the same loss.
+
 The formulas of loss, gradient and factored layer agree with the released code (`pascal20100/factored_output_layer`),
 which has a = 1, b = 0 and a sum over the batch; the mean is taken here. The values of a and b in the paper were not
 found: they are chosen on validation. No probabilities come out of the Z-loss; predictions are rankings. It is not the
@@ -22,6 +26,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from relent.methods.classifier import ClassifierMethod
@@ -29,6 +34,8 @@ from relent.methods.config import MethodConfig, hyperparameter
 from relent.models.classifiers import ClassifierOutput
 
 VARIANCE_EPSILON = 1e-12
+FOLD_ROWS = 8192
+"""Class vectors that are multiplied out at once."""
 
 
 class Config(MethodConfig):
@@ -44,6 +51,21 @@ class Config(MethodConfig):
         source="ours; tuned in the paper",
     )
     epsilon: float = hyperparameter(0.1, "ε of the log-spherical-softmax.", source="ours; tuned in the paper", gt=0)
+    output_layer: Literal["dense", "factored"] = hyperparameter(
+        "dense", "All outputs and the task's optimiser, or the exact factored SGD step (Z-loss alone).", source="paper"
+    )
+    output_rate: float = hyperparameter(
+        1.0,
+        "Peak learning rate of the factored layer, on the mean loss.",
+        source="ours; 0.01 on the sum in the code",
+        gt=0,
+    )
+
+    @model_validator(mode="after")
+    def _factored(self) -> Config:
+        if self.output_layer == "factored" and (self.loss != "z" or self.accumulate > 1):
+            raise ValueError("output_layer 'factored' goes with loss 'z' and accumulate 1")
+        return self
 
 
 def z_loss(outputs: Tensor, labels: Tensor, a: float = 1.0, b: float = 0.0) -> Tensor:
@@ -91,7 +113,7 @@ def z_loss_from_sums(total: Tensor, squares: Tensor, target: Tensor, classes: in
     return F.softplus(a * (b - (target - mean) / deviation)) / a
 
 
-class FactoredOutputLayer:
+class FactoredOutputLayer(nn.Module):
     r"""A linear output layer o = W h without bias whose exact SGD step under a spherical loss never forms o.
 
     W = V U + 1 ωᵀ with V (D, d), U (d, d), ω (d). Kept beside: s̄ = Wᵀ1 and Q = WᵀW, so that Σ o = s̄·h, Σ o² = hᵀQh
@@ -100,7 +122,7 @@ class FactoredOutputLayer:
         W ← W A + 1 cᵀ + E R,   A = I − η Σ_b β_b h_b h_bᵀ,  c = −η Σ_b α_b h_b,  row b of R = −η γ_b h_bᵀ
 
     with E picking the rows y_b: U ← U A, ω ← A ω + c, V_{y_b} ← V_{y_b} + R_b U⁻¹, at O(B d² + d³) for a batch of B,
-    whatever the number of classes.
+    whatever the number of classes. Called in evaluation mode it forms the outputs; in training mode it forms none.
 
     Args:
         weight: W, (D, d); float64 keeps the factors exact over many steps.
@@ -110,15 +132,40 @@ class FactoredOutputLayer:
     Source: arXiv 1412.7091, section 3, and arXiv 1604.08859; there for one item after the other, here for a batch.
     """
 
+    u: Tensor
+    u_inverse: Tensor
+    v: Tensor
+    omega: Tensor
+    column_sums: Tensor
+    gram: Tensor
+    updates: Tensor
+
     def __init__(self, weight: Tensor, fold_every: int = 1000):
-        self.fold_every, self.updates, self.classes = fold_every, 0, len(weight)
-        self.column_sums, self.gram = weight.sum(0), weight.T @ weight
+        super().__init__()
+        self.fold_every, (self.classes, self.in_features) = fold_every, weight.shape
+        for name in ("v", "omega", "u", "u_inverse"):
+            self.register_buffer(name, None)
+        self.register_buffer("column_sums", weight.sum(0))
+        self.register_buffer("gram", weight.T @ weight)
+        self.register_buffer("updates", torch.tensor(0))
         self._start(weight.clone())
 
     def _start(self, weight: Tensor) -> None:
         self.v, self.omega = weight, torch.zeros_like(weight[0])
         self.u = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         self.u_inverse = self.u.clone()
+
+    def fold(self) -> None:
+        """V becomes W, U the identity, ω zero: O(D d²), in place."""
+        for block in self.v.split(FOLD_ROWS):
+            block.copy_(block @ self.u + self.omega)
+        self._start(self.v)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Outputs (B, D) of features (B, d); (B, 0) in training mode."""
+        if self.training:
+            return features.new_empty(len(features), 0)
+        return features @ self.weight.to(features).T
 
     @property
     def weight(self) -> Tensor:
@@ -162,7 +209,7 @@ class FactoredOutputLayer:
         self.v.index_add_(0, labels, added @ self.u_inverse)
         self.updates += 1
         if self.updates % self.fold_every == 0:
-            self._start(self.weight)
+            self.fold()
         return by_features
 
     def _update_sums(self, scale: Tensor, shift: Tensor, added: Tensor, rows: Tensor, labels: Tensor) -> None:
@@ -192,16 +239,35 @@ class SphericalLoss(ClassifierMethod):
 
     def setup_method(self) -> None:
         """Put an output layer without bias in the place of the network's; random, for equal outputs have no z-score."""
-        self.network.classifier = nn.Linear(self.feature_width, self.classes, bias=False)
+        layer = nn.Linear(self.feature_width, self.classes, bias=False)
+        factored = self.config.output_layer == "factored"
+        self.network.classifier = FactoredOutputLayer(layer.weight.detach().double()) if factored else layer
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, outputs, labels = self.config, output.logits, batch["label"]
-        if config.loss == "z":
-            loss = z_loss(outputs, labels, config.a, config.b * (self.classes - 1) ** 0.5)
+        b = config.b * (self.classes - 1) ** 0.5
+        layer = self.network.classifier
+        if isinstance(layer, FactoredOutputLayer):
+            features = output.features.double()
+            rate = config.output_rate * self.learning_rate_factor(self.global_step)
+            value, by_features = layer.z_loss_step(features.detach(), labels, config.a, b, rate)
+            # Of the value of the loss, with its gradient by the features.
+            passed_on = (features * by_features).sum()
+            loss = value + passed_on - passed_on.detach()
+        elif config.loss == "z":
+            loss = z_loss(outputs, labels, config.a, b).mean()
         elif config.loss == "taylor_softmax":
-            loss = taylor_softmax_loss(outputs, labels)
+            loss = taylor_softmax_loss(outputs, labels).mean()
         elif config.loss == "spherical_softmax":
-            loss = spherical_softmax_loss(outputs, labels, config.epsilon)
+            loss = spherical_softmax_loss(outputs, labels, config.epsilon).mean()
         else:
-            loss = squared_error_loss(outputs, labels)
-        return {config.loss: loss.mean()}
+            loss = squared_error_loss(outputs, labels).mean()
+        return {config.loss: loss}
+
+    def on_train_end(self) -> None:
+        """Multiply the factors out: the trained network is an ordinary one."""
+        layer = self.network.classifier
+        if isinstance(layer, FactoredOutputLayer):
+            plain = nn.Linear(layer.in_features, layer.classes, bias=False, device=layer.v.device)
+            plain.weight.data.copy_(layer.weight)
+            self.network.classifier = plain

@@ -81,6 +81,9 @@ class LogitMemory:
 
     def _table(self, epoch: int) -> Tensor:
         if epoch not in self.tables:
+            if self.folder is None:
+                # A checkpoint has tables of its own; files are those of the last one, and are kept until the next.
+                self.forget(epoch)
             self.tables[epoch] = self._new(epoch) if self.folder else torch.full(self.shape, torch.nan)
         return self.tables[epoch]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from relent.data.tiles import Fields
 from relent.grid import Topology
 from relent.methods.base import Method
+from relent.methods.weather.config import ForecastConfig
 from relent.models.fuxi_ens.latent import Noise
 from relent.models.fuxi_ens.network import ForecastNetwork
 from relent.scores.crps import crps_ensemble
@@ -126,25 +126,21 @@ class FixedForecast(ForecastMethod):
 class NetworkForecast(ForecastMethod):
     """A trained forecast network.
 
-    Its `Config` has `backbone` and, for roll-outs in training, `rollout_steps` (K), `rollout_start` and
-    `rollout_gradient`: up to that share of the steps K = 1 (single-step pre-training); then the length of the roll-out
-    rises by one at equal intervals until it is K (autoregressive fine-tuning; FuXi's goes from 2 to 12 steps, that of
-    FuXi-ENS is unknown). The gradient goes through all steps (`full`), or stops at each fed-back state (`truncated`).
+    With `rollout_steps` K above 1 each batch is rolled out, first over two steps, then over one more at equal intervals
+    until it is K. That is meant for fine-tuning, from the weights of a run with K = 1 (as FuXi, whose K goes from 2 to
+    12; that of FuXi-ENS is unknown). The gradient goes through all steps (`rollout_gradient` `full`), or stops at each
+    fed-back state (`truncated`).
     """
 
     network: ForecastNetwork
-    config: Any
+    config: ForecastConfig
     training_members = 1
     """Members of the training loss."""
 
     def rollout_length(self, step: int) -> int:
         """Steps of the roll-out at an optimiser step."""
-        longest: int = self.config.rollout_steps
-        start = self.config.rollout_start * self.config.max_steps
-        if longest == 1 or step < start:
-            return 1
-        share = (step - start) / max(1.0, self.config.max_steps - start)
-        return min(longest, 2 + int(share * (longest - 1)))
+        longest = self.config.rollout_steps
+        return min(longest, 2 + step * (longest - 1) // max(1, self.config.max_steps))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, averaged over the steps of the roll-out."""

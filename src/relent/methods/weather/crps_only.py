@@ -8,19 +8,18 @@ to see what P, Q and the KL are worth. (The same recipe, with other networks: AI
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from relent.grid import Topology
-from relent.methods.config import MethodConfig, hyperparameter
+from relent.methods.config import hyperparameter
 from relent.methods.weather.base import NetworkForecast, row_weighted_mean
+from relent.methods.weather.config import ForecastConfig
 from relent.models.fuxi_ens.latent import LatentGaussian
 from relent.scores.crps import crps_ensemble
 
 
-class Config(MethodConfig):
+class Config(ForecastConfig):
     """Hyperparameters."""
 
     members: int = hyperparameter(4, "Members in the training loss.", source="that of `fuxi_ens`", ge=2, le=64)
@@ -30,16 +29,6 @@ class Config(MethodConfig):
         source="AIFS-CRPS, arXiv 2412.15832",
         gt=0,
         le=1,
-    )
-    backbone: Literal["convolutional", "transformer"] = hyperparameter(
-        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
-    )
-    rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
-    rollout_start: float = hyperparameter(
-        0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
-    )
-    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
-        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 

@@ -20,15 +20,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relent.methods.config import MethodConfig, hyperparameter
+from relent.methods.config import hyperparameter
 from relent.methods.weather.base import row_weighted_mean
+from relent.methods.weather.config import VariationalConfig
 from relent.methods.weather.variational import VariationalForecast, latent_kl
 from relent.models.fuxi_ens.latent import LatentGaussian
 from relent.scores.crps import crps_ensemble
 from relent.scores.ensemble import energy_score
 
 
-class Config(MethodConfig):
+class Config(VariationalConfig):
     """Hyperparameters."""
 
     members: int = hyperparameter(4, "Members in the training loss.", source="ours; not public", ge=2, le=64)
@@ -50,21 +51,6 @@ class Config(MethodConfig):
         "KL(Q‖P), that of the variational bound, or KL(P‖Q).",
         source="ours: the abstract says 'between the predicted and target distribution'",
     )
-    latent_source: Literal["posterior", "prior", "mixed"] = hyperparameter(
-        "posterior",
-        "Where the latents of the CRPS members come from: Q, P, or half of each.",
-        source="ours: the conditional VAE's standard",
-    )
-    kl_annealing: float = hyperparameter(
-        0.0,
-        "Share of the training over which λ rises from zero.",
-        source="Bowman et al. 2016, arXiv 1511.06349",
-        ge=0,
-        le=1,
-    )
-    free_bits: float = hyperparameter(
-        0.0, "φ: nats of each latent dimension that cost nothing.", source="Kingma et al. 2016, arXiv 1606.04934", ge=0
-    )
     energy_weight: float = hyperparameter(
         0.0, "Weight of the energy score of whole maps.", source="ours; not part of FuXi-ENS", ge=0
     )
@@ -73,22 +59,6 @@ class Config(MethodConfig):
         "Weight of the CRPS of zonal Fourier coefficients.",
         source="ours, after FourCastNet 3, arXiv 2507.12144",
         ge=0,
-    )
-    backbone: Literal["convolutional", "transformer"] = hyperparameter(
-        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
-    )
-    latent_rank: int = hyperparameter(
-        0,
-        "Rank of a low-rank latent Gaussian; 0: diagonal.",
-        source="FuXi-S2S: low-rank; not public for FuXi-ENS",
-        ge=0,
-    )
-    rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
-    rollout_start: float = hyperparameter(
-        0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
-    )
-    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
-        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from relent.grid import Topology
-from relent.methods.config import MethodConfig, hyperparameter
+from relent.methods.config import hyperparameter
 from relent.methods.weather.base import Batch
+from relent.methods.weather.config import ForecastConfig
 from relent.methods.weather.deterministic import DeterministicForecast
 from relent.models.fuxi_ens.layers import pad_borders
 
@@ -29,21 +29,11 @@ SIZES = (0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
 TUNING_MEMBERS = 8
 
 
-class Config(MethodConfig):
+class Config(ForecastConfig):
     """Hyperparameters."""
 
-    backbone: Literal["convolutional", "transformer"] = hyperparameter(
-        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
-    )
     smoothing: float = hyperparameter(
         1.5, "ℓ: standard deviation of the smoothing kernel, in grid points.", source="ours", ge=0, le=20
-    )
-    rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
-    rollout_start: float = hyperparameter(
-        0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
-    )
-    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
-        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 

@@ -7,32 +7,21 @@ times as much as `deterministic_l1`, in time and memory, and gives N members. (L
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from relent.grid import Topology
-from relent.methods.config import MethodConfig, hyperparameter
+from relent.methods.config import hyperparameter
+from relent.methods.weather.config import ForecastConfig
 from relent.methods.weather.deterministic import DeterministicForecast
 from relent.models.fuxi_ens.network import ForecastNetwork
 
 
-class Config(MethodConfig):
+class Config(ForecastConfig):
     """Hyperparameters."""
 
     networks: int = hyperparameter(
         5, "N: networks, and members.", source="Lakshminarayanan et al. 2017, section 3: M = 5", ge=2, le=100
-    )
-    backbone: Literal["convolutional", "transformer"] = hyperparameter(
-        "convolutional", "Kind of network; its size is the task's.", source="FuXi-ENS: transformer; laptop: ours"
-    )
-    rollout_steps: int = hyperparameter(1, "K: steps of the training roll-out at its end.", source="ours", ge=1, le=60)
-    rollout_start: float = hyperparameter(
-        0.75, "Share of the training at K = 1, before K rises one by one.", source="ours", ge=0, lt=1
-    )
-    rollout_gradient: Literal["full", "truncated"] = hyperparameter(
-        "full", "Whether gradients go through fed-back states.", source="ours; not public"
     )
 
 

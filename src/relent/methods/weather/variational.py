@@ -84,8 +84,10 @@ class RepeatedNoise:
 class VariationalForecast(NetworkForecast):
     """A conditional variational forecaster; a subclass states its `objective`.
 
-    Its `Config` has `members`, `latent_source`, `kl_weight`, `kl_annealing` and what its objective needs.
+    Its `Config` is a `VariationalConfig` with `members`, `kl_weight` and what its objective needs.
     """
+
+    config: Any
 
     @abstractmethod
     def objective(
@@ -101,7 +103,7 @@ class VariationalForecast(NetworkForecast):
 
     def kl_weight(self) -> float:
         """λ at this optimiser step: it rises from zero in proportion over the share `kl_annealing` of the training."""
-        config: Any = self.config
+        config = self.config
         steps = config.kl_annealing * config.max_steps
         share = min(1.0, self.global_step / steps) if steps else 1.0
         weight: float = share * config.kl_weight

@@ -31,8 +31,11 @@ from relent.scores.classification import (
 from relent.scores.features import means_by_class, pair_similarities
 from relent.scores.robustness import robust_accuracy, tail_robust_accuracy, worst_class_robust_accuracy
 from relent.tasks.classification.data import ClassificationData, read_array, read_data, read_teacher
+from relent.tasks.classification.subclasses import draw_subclasses, evaluate_subclasses
 
 BINS = 15
+NAMED = 50
+"""Classes up to which the confusion matrix names them."""
 TOP = (1, 5, 10, 20, 50)
 """Depths k of the top-k accuracies."""
 
@@ -83,16 +86,19 @@ def scores_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def teacher_scores(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """How closely a student follows a teacher on the same items; logits (N, C), float64."""
-    non_target = forward_kl(
-        non_target_log_probs(teacher_logits, labels), non_target_log_probs(logits, labels), reduction="mean"
-    )
-    return {
+    """How closely a student follows a teacher on the same items; logits (N, C), float64.
+
+    With two classes nothing is left to rank beside the target.
+    """
+    scores = {
         "teacher_agreement": float(agreement(logits, teacher_logits)),
         "teacher_kl": float(kl_to_teacher(logits, teacher_logits)),
-        "teacher_rank_correlation": float(non_target_rank_correlation(logits, teacher_logits, labels)),
-        "non_target_kl": float(non_target),
     }
+    if logits.shape[-1] > 2:
+        own, others = non_target_log_probs(logits, labels), non_target_log_probs(teacher_logits, labels)
+        scores["teacher_rank_correlation"] = float(non_target_rank_correlation(logits, teacher_logits, labels))
+        scores["non_target_kl"] = float(forward_kl(others, own, reduction="mean"))
+    return scores
 
 
 def geometry_scores(
@@ -155,12 +161,12 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     teacher_features = means = None
     if "teacher" in spec.inputs:
         outputs = read_teacher(spec.inputs["teacher"], data)
-        teacher = outputs["logits"].double()[index]
+        teacher = outputs["logits"][index].double()
         scores |= teacher_scores(logits, teacher, labels)
         settings |= {f"teacher_{name}": value for name, value in scores_of(teacher, labels).items()}
-        teacher_features = outputs["features"].double()[index]
+        teacher_features = outputs["features"][index].double()
         items = data.items("student")
-        means = means_by_class(outputs["features"].double()[items], data.labels[items], len(data.classes))
+        means = means_by_class(outputs["features"][items].double(), data.labels[items], len(data.classes))
     if data.people is not None:
         log_people = data.people[index].double().log()
         scores["people_kl"] = float(forward_kl(log_people, logits.log_softmax(-1), reduction="mean"))
@@ -171,6 +177,9 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     head = torch.from_numpy(read_array(root, "head", place)) if "head" in root else None
     features = read_predictions(folder, "test", data, "features")[0]
     scores |= geometry_scores(features, labels, teacher_features, means, head)
+    subclass_scores, subclasses, subclass_settings = evaluate_subclasses(folder, data, spec.inputs["data"], index)
+    scores |= subclass_scores
+    settings |= subclass_settings
     by_class = per_class_accuracy(logits, labels)
     validation, validation_labels, _ = read_predictions(folder, "validation", data)
     settings |= {f"validation_{name}": value for name, value in scores_of(validation, validation_labels).items()}
@@ -182,7 +191,10 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         if n > 0
     ]
     classes = [{"class": name, "accuracy": float(value)} for name, value in zip(data.classes, by_class)]
-    return Evaluation(scores, {"class_accuracy": classes, "reliability": bins}, settings)
+    tables: dict[str, list[dict[str, Any]]] = {"class_accuracy": classes, "reliability": bins}
+    if subclasses:
+        tables["subclasses"] = subclasses
+    return Evaluation(scores, tables, settings)
 
 
 def _costs(folder: Path) -> dict[str, float]:
@@ -217,7 +229,8 @@ def _evaluate_ranks(folder: Path, root: zarr.Group, data: ClassificationData, co
 
 
 def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> None:
-    """Draw the reliability diagram and the confusion matrix of the test split; of ranks, the accuracy over k."""
+    """Draw the reliability diagram and the confusion matrix of the test split, and the pseudo-subclasses of a run that
+    has any; of ranks, the accuracy over k."""
     from matplotlib.figure import Figure
 
     if "top_k" in evaluation.tables:
@@ -230,6 +243,9 @@ def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> Non
         figure.savefig(into / "top_k.png", dpi=110)
         return
 
+    if "subclasses" in evaluation.tables:
+        found = evaluation.tables["subclasses"], evaluation.scores, evaluation.settings
+        draw_subclasses(*found, into / "subclasses.png")
     data = read_data(spec.inputs["data"])
     logits, labels, _ = read_predictions(folder, "test", data)
     bins = evaluation.tables["reliability"]
@@ -243,9 +259,10 @@ def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> Non
     matrix = confusion_matrix(logits, labels).double()
     shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
     image = right.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    ticks = np.arange(len(data.classes))
-    right.set_xticks(ticks, data.classes, rotation=90, fontsize=7)
-    right.set_yticks(ticks, data.classes, fontsize=7)
+    if len(data.classes) <= NAMED:
+        ticks = np.arange(len(data.classes))
+        right.set_xticks(ticks, data.classes, rotation=90, fontsize=7)
+        right.set_yticks(ticks, data.classes, fontsize=7)
     right.set(xlabel="predicted", ylabel="label", title="Confusion, share of each label")
     figure.colorbar(image, ax=right, shrink=0.9)
     figure.savefig(into / "reliability_and_confusion.png", dpi=110)

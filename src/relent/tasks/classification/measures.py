@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import zarr
 from torch import Tensor
 
 from relent.attacks import PixelBox, projected_gradient_attack
@@ -21,13 +20,12 @@ MANY_CLASSES = 1000
 """With more classes than that, the rank and the log-probability of the label are stored in place of all logits."""
 
 
-def store_summaries(group: zarr.Group, logits: Tensor, labels: Tensor) -> None:
-    """Rank of the label (1 is best; ties count against it) and its log-probability, (N,) each."""
+def label_summaries(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """`rank` of the label (1 is best; ties count against it) and its `log_prob`, (N,) each, of logits (N, C)."""
     own = logits.gather(1, labels[:, None])
     rank = (logits >= own).sum(1)
     log_prob = tempered_log_probs(logits).gather(1, labels[:, None])[:, 0]
-    group.create_array("rank", data=rank.to(torch.int32).numpy())
-    group.create_array("log_prob", data=log_prob.float().numpy())
+    return {"rank": rank.to(torch.int32), "log_prob": log_prob.float()}
 
 
 def attacked_logits(module: Method, data: ClassificationData, items: Tensor, attack: Attack, seed: int) -> Tensor:

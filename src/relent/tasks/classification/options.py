@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 
+from relent.data.options import FolderOptions
 from relent.tasks.options import Strict, TaskOptions
 
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -35,6 +36,31 @@ class DataOptions(Strict):
     )
 
 
+class Augmentation(Strict):
+    """Augmented views of the training images; validation and test images stay as they are."""
+
+    views: int = Field(4, ge=1, le=4096, description="V, views of an image; an epoch shows one of them.")
+    shift: int = Field(0, ge=0, le=4096, description="Largest shift along each side, in pixels.")
+    flip: bool = Field(False, description="Whether a view may be mirrored left to right.")
+    noise: float = Field(0.0, ge=0, le=1, description="Deviation of Gaussian noise, in pixels from 0 to 1.")
+    border: Literal["edge", "black"] = Field("edge", description="What a shift brings in: the edge's pixels, or black.")
+    least_area: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Smallest area of a random crop that is resized to the image's size, as a share; 0: no such crop.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the views, for the teacher and all students.")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Augmentation:
+        if not (self.shift or self.flip or self.noise or self.least_area):
+            raise ValueError(
+                "augmentation must set shift, flip, noise or least_area; all views would be the image itself"
+            )
+        return self
+
+
 class ImageOptions(DataOptions):
     """Digits and animal silhouettes."""
 
@@ -47,6 +73,42 @@ class ImageOptions(DataOptions):
     thin: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         {}, description="Share of a class's training images to keep, by class: makes the student's split uneven."
     )
+    label_noise: float = Field(
+        0.0, ge=0, lt=1, description="Share of the student's images whose label is replaced by another class's."
+    )
+    augmentation: Augmentation | None = Field(
+        None, description="Augmented views of the training images; the teacher's outputs are stored for all of them."
+    )
+
+
+class UnitOptions(Strict):
+    """Images of units of near copies, which are split by unit."""
+
+    fractions: Fractions = Field(description="Shares of each class's units by split.")
+    least_units: int = Field(4, ge=4, description="Units that a class must have; those with fewer are left out.")
+    per_unit: int = Field(0, ge=0, description="Images of a unit to keep, evenly spread over them; 0: all.")
+    augmentation: Augmentation | None = Field(None, description="Augmented views of the training images.")
+
+
+class SpriteOptions(UnitOptions):
+    """Sprites of Battle for Wesnoth."""
+
+    size: Literal[36, 72] = Field(72, description="Side of an image; 36: means over 2 × 2 pixels.")
+
+
+class EmojiOptions(UnitOptions):
+    """Emoji of one font."""
+
+    size: int = Field(64, ge=16, le=136, description="Side of an image.")
+
+
+class CollectionOptions(FolderOptions):
+    """Images of the user's own, and how they are read."""
+
+    loader_processes: int = Field(
+        0, ge=0, le=64, description="Processes that read and augment training images ahead; 0: the training process."
+    )
+    augmentation: Augmentation | None = Field(None, description="Augmented views of the training images.")
 
 
 class SentimentOptions(DataOptions):
@@ -72,8 +134,11 @@ class WordOptions(Strict):
     test_items: int = Field(20000, ge=0, description="Windows of validation and test each to keep; 0: all.")
 
 
-DATA_OPTIONS: dict[str, type[Strict]] = {
+DATA_OPTIONS: dict[str, type[BaseModel]] = {
     "relent.data.images": ImageOptions,
+    "relent.data.sprites": SpriteOptions,
+    "relent.data.emoji": EmojiOptions,
+    "relent.data.image_folder": CollectionOptions,
     "relent.data.sentiment": SentimentOptions,
     "relent.data.glosses": GlossOptions,
     "relent.data.shakespeare": WordOptions,
@@ -133,8 +198,62 @@ class TextTransformerOptions(Strict):
     heads: int = Field(ge=1, description="Attention heads; divide the width.")
 
 
+class CifarOptions(Strict):
+    """A residual network for images of 32 × 32 pixels, as distillation papers use them."""
+
+    network: Literal["cifar"]
+    name: Literal[
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "resnet8x4",
+        "resnet32x4",
+        "wrn_16_1",
+        "wrn_16_2",
+        "wrn_40_1",
+        "wrn_40_2",
+    ] = Field(description="Its name in the papers.")
+
+
+class TimmOptions(Strict):
+    """A network of the library timm, which is installed apart: it brings torchvision."""
+
+    network: Literal["timm"]
+    name: str = Field(min_length=1, description="Name in timm, with the tag of its weights (`resnet50.a1_in1k`).")
+    pretrained: bool = Field(False, description="Whether its stored weights are read; they know ImageNet's classes.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Rate of stochastic depth, for networks that have it.")
+
+
+class TransformersOptions(Strict):
+    """An image classifier of the library transformers: from scratch, or trained weights."""
+
+    network: Literal["transformers"]
+    architecture: str = Field("", description="A model type, such as `resnet` or `vit`, built from scratch.")
+    config: dict[str, Any] = Field({}, description="Its settings.")
+    path: str = Field("", description="In place of both: a folder, or a hub name in the cache, of trained weights.")
+    revision: str = Field("main", description="Of the hub name.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TransformersOptions:
+        if bool(self.architecture) == bool(self.path) or (self.path and self.config):
+            raise ValueError("give `architecture` (with `config`) or `path`")
+        return self
+
+
 ModelOptions = Annotated[
-    ConvNetOptions | MLPOptions | MixerOptions | ViTOptions | BagOptions | TextTransformerOptions,
+    ConvNetOptions
+    | MLPOptions
+    | MixerOptions
+    | ViTOptions
+    | CifarOptions
+    | TimmOptions
+    | TransformersOptions
+    | BagOptions
+    | TextTransformerOptions,
     Field(discriminator="network"),
 ]
 """The network, see `relent.models.classifiers`."""
@@ -161,7 +280,16 @@ class EvaluationOptions(Strict):
 class Options(TaskOptions):
     """Options of one scale."""
 
-    data: ImageOptions | SentimentOptions | GlossOptions | WordOptions | DataOptions = DataOptions()
+    data: (
+        ImageOptions
+        | SpriteOptions
+        | EmojiOptions
+        | CollectionOptions
+        | SentimentOptions
+        | GlossOptions
+        | WordOptions
+        | DataOptions
+    ) = DataOptions()
     model: ModelOptions
     evaluation: EvaluationOptions = EvaluationOptions()
 
@@ -169,5 +297,5 @@ class Options(TaskOptions):
     def of(cls, data_module: str) -> type[Options]:
         """With the data options of the module alone, so that an error speaks of them."""
         options = DATA_OPTIONS.get(data_module, DataOptions)
-        required = any(field.is_required() for field in options.model_fields.values())
+        required = any(field.is_required() for field in options.model_fields.values()) or "path" in options.model_fields
         return create_model("Options", __base__=cls, data=(options, ...) if required else (options, options()))

@@ -10,6 +10,7 @@ import numpy as np
 from relent.compare.results import RunResult, by_label
 from relent.data.tiles import read_fields
 from relent.figures import styles
+from relent.tasks.ensemble_forecast import sweep
 from relent.tasks.ensemble_forecast.evaluation import longest_case, scored_cases
 from relent.tasks.ensemble_forecast.forecasts import Forecasts
 from relent.verify import figures, maps
@@ -36,7 +37,7 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     # The methods with the lowest CRPS come first in maps and legends.
     order = sorted(grouped, key=lambda label: np.mean([_mean_crps(run) for run in grouped[label]]))
     groups = {label: grouped[label] for label in order}
-    captions = _scores_by_lead(groups, into) | _distance(groups, into) | _flow(groups, into)
+    captions = _scores_by_lead(groups, into) | _distance(groups, into) | _flow(groups, into) | sweep.draw(groups, into)
     return captions | _ranks(groups, into) | _spectra(groups, into) | _maps(groups, into)
 
 

@@ -1,0 +1,1 @@
+"""Alignment: a language model learns from preferences or rewards while it stays close to a reference."""

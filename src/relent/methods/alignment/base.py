@@ -1,0 +1,79 @@
+"""The Lightning modules that methods of alignment share: a method states its loss terms from log-probabilities."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from relent.language.batches import TokenBatch, concatenate
+from relent.language.log_probs import token_log_probs
+from relent.methods.alignment.preference import sequence_log_ratio
+from relent.methods.base import Method
+
+
+class Completions(NamedTuple):
+    """Log-probabilities of completions under policy and reference.
+
+    Attributes:
+        policy: (B, L) of each token at its own place, 0 outside the mask; carries the gradient.
+        reference: (B, L) likewise, a constant.
+        mask: (B, L) bool, tokens of the completion, the end of text among them.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    mask: Tensor
+
+    def log_ratio(self) -> Tensor:
+        """log π(y|x) − log π_ref(y|x), (B,)."""
+        return sequence_log_ratio(self.policy, self.reference, self.mask)
+
+
+class AlignmentMethod(Method):
+    """Trains a causal language model by the sum of named loss terms."""
+
+    @abstractmethod
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss terms of a batch, weighted, each a mean over its items; training minimises their sum.
+
+        Args:
+            batch: For the base model `text_…` (B, L), the fields of a `TokenBatch`. Else `prompt_…`, `chosen_…` and
+                `rejected_…` likewise, `teacher_chosen` and `teacher_rejected` (B, L), log-probabilities under the
+                reference, and `rewards` (B, 2), which a method that learns from preferences must not look at.
+        """
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Sum of the terms on one batch."""
+        terms = self.terms(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_terms(terms | {"loss": loss})
+        return loss
+
+    def token_log_probs(self, rows: TokenBatch) -> Tensor:
+        """log π of the tokens in the loss, (B, L)."""
+        return token_log_probs(self.network(rows), rows)
+
+
+class PairMethod(AlignmentMethod):
+    """A method that learns from pairs of completions of which one was preferred."""
+
+    def pair(self, batch: dict[str, Tensor]) -> tuple[Completions, Completions]:
+        """The preferred completions and the others, in one pass through the network."""
+        both = [TokenBatch.from_tensors(batch, f"{side}_") for side in ("chosen", "rejected")]
+        policy = self.token_log_probs(concatenate(both, padding=0)).split([len(rows) for rows in both])
+        chosen, rejected = (
+            Completions(values[:, : rows.ids.shape[1]], batch[f"teacher_{side}"].detach(), rows.loss)
+            for values, rows, side in zip(policy, both, ("chosen", "rejected"))
+        )
+        return chosen, rejected
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        """How often the policy, against the reference, prefers what was preferred, and how far it has gone."""
+        chosen, rejected = (side.log_ratio() for side in self.pair(batch))
+        size = len(chosen)
+        self.log("validation/preference_accuracy", (chosen > rejected).float().mean(), batch_size=size)
+        self.log("validation/chosen_log_ratio", chosen.mean(), batch_size=size)
+        self.log("validation/rejected_log_ratio", rejected.mean(), batch_size=size)

@@ -1,0 +1,176 @@
+r"""f-DPO: direct preference optimisation under any f-divergence whose derivative is −∞ at zero.
+
+Wang, Jiang, Yang, Liu, Chen, "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+Constraints", arXiv 2309.16240 (ICLR 2024). The regularised problem is
+
+    max_π E_π r − β D_f(π‖π_ref),   D_f(π‖π_ref) = E_ref f(π/π_ref)
+
+Where f′ can be inverted and 0 ∉ dom f′ (f′(0+) = −∞: the optimum gives every answer some probability, so that its
+multipliers vanish), the KKT conditions give r(x, y) = β f′(π*(y|x)/π_ref(y|x)) + V(x), and V(x) cancels in a pair:
+
+    L = −log σ( β [f′(e^ρ_w) − f′(e^ρ_l)] ),   ρ(y) = Σ_t log π(y_t|h_t) − log π_ref(y_t|h_t)
+
+f′ is applied **after** the sum over tokens. Names are those of the registry with π_ref as the target: `reverse_kl` is
+KL(π‖π_ref), which is DPO; `forward_kl` is KL(π_ref‖π); the paper's JS, KL(π‖m) + KL(π_ref‖m), is
+`jensen_shannon_unhalved`; `alpha` has the paper's α (0 the reverse, 1 the forward KL), and TRL's
+`f_alpha_divergence_coef` is 1 − α. At one β the divergences do not bind equally (f″(1) is 1 for both KLs and α, ½ for
+JS): compare frontiers over β.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from relent.divergences.f_divergence import f_divergence_names, get_f_divergence
+from relent.divergences.f_generator import FDivergence
+from relent.divergences.logits import log_sum_exp, renormalised
+from relent.divergences.reduction import masked_mean, upcast
+from relent.methods.alignment.preference import positive, preference_loss
+
+# Log-ratios between which an optimum is searched: e^±700 still fits float64.
+_LOG_RANGE = 700.0
+
+
+def f_dpo_divergence(name: str, **parameters: float) -> FDivergence:
+    """Return a registered divergence after checking the condition of f-DPO, f′(0+) = −∞.
+
+    Args:
+        name: `reverse_kl`, `forward_kl`, `jensen_shannon_unhalved`, `alpha`, … (see the module's docstring).
+        **parameters: `alpha` of the family `alpha`.
+
+    Raises:
+        ValueError: An unknown name, or a divergence with 0 in the domain of f′ (total variation, χ²(π‖π_ref), …).
+
+    Source: theorem 1 and table 1.
+    """
+    divergence = get_f_divergence(name, **parameters)
+    if not divergence.admissible:
+        others = [other for other in f_divergence_names() if other != "alpha" and get_f_divergence(other).admissible]
+        raise ValueError(
+            f"f-DPO cannot use {divergence.name}: 0 lies in the domain of f' (or f' cannot be inverted), so the "
+            "optimal policy may give an answer probability 0 and its reward cannot be read off; use one of "
+            f"{', '.join(others)}, or alpha with alpha >= 0"
+        )
+    return divergence
+
+
+def f_dpo_loss(
+    chosen_log_ratios: Tensor,
+    rejected_log_ratios: Tensor,
+    divergence: FDivergence,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    exponent_ceiling: float | None = None,
+) -> Tensor:
+    r"""−log σ( β [g(ρ_w) − g(ρ_l)] ) of each pair, g(ρ) = f′(e^ρ) − f′(1).
+
+    Args:
+        chosen_log_ratios: (B,), ρ of the chosen answers, **summed** over tokens.
+        rejected_log_ratios: (B,).
+        divergence: From :func:`f_dpo_divergence`.
+        beta: β > 0.
+        label_smoothing: Share of labels taken to be wrong.
+        exponent_ceiling: Bound of the exponent in scores that contain exp(−α ρ): beyond it the score is constant and
+            its gradient 0. TRL 1.16 has 80 for α (11 in float16) and none for the forward KL; 20 is safe in training.
+
+    Returns:
+        (B,) nats.
+
+    Raises:
+        ValueError: A divergence that is not admissible, β ≤ 0, shapes that differ.
+    """
+    if chosen_log_ratios.shape != rejected_log_ratios.shape:
+        shapes = f"{tuple(chosen_log_ratios.shape)} and {tuple(rejected_log_ratios.shape)}"
+        raise ValueError(f"log-ratios of chosen and rejected answers must have one shape, got {shapes}")
+    chosen, rejected = (
+        divergence.score(ratios, exponent_ceiling=exponent_ceiling)
+        for ratios in (chosen_log_ratios, rejected_log_ratios)
+    )
+    return preference_loss(positive(beta, "beta") * (chosen - rejected), label_smoothing=label_smoothing)
+
+
+def f_dpo_rewards(log_ratios: Tensor, divergence: FDivergence, *, beta: float) -> Tensor:
+    """Implicit rewards β g(ρ), (B,) to (B,), detached: increasing in ρ, so a given policy ranks alike under every f.
+
+    TRL logs β ρ whatever the divergence.
+    """
+    return positive(beta, "beta") * divergence.score(log_ratios.detach())
+
+
+def clamped_share(log_ratios: Tensor, divergence: FDivergence, exponent_ceiling: float) -> Tensor:
+    """Share of answers beyond the ceiling of :func:`f_dpo_loss`, which get no gradient; a scalar to log."""
+    if divergence.score_exponent is None:
+        return torch.zeros((), device=log_ratios.device)
+    return masked_mean((divergence.score_exponent * upcast(log_ratios.detach()) > exponent_ceiling).float(), None)
+
+
+class RegularisedOptimum(NamedTuple):
+    """π* (log-probabilities, (…, Y)) and V (…): r = β g(log π*/π_ref) + V for every answer."""
+
+    log_probs: Tensor
+    value: Tensor
+
+
+@torch.no_grad()
+def regularised_optimum(
+    rewards: Tensor, reference_log_probs: Tensor, divergence: FDivergence, *, beta: float, steps: int = 100
+) -> RegularisedOptimum:
+    r"""The exact policy that maximises E_π r − β D_f(π‖π_ref) over all distributions on Y answers.
+
+    V is found by safeguarded Newton steps on log Σ_y π_ref(y) g⁻¹((r(y) − V)/β) = 0. For the reverse KL
+    π* ∝ π_ref exp(r/β) and V = β log Z.
+
+    Args:
+        rewards: (…, Y).
+        reference_log_probs: (…, Y), normalised; −inf stays −inf.
+        divergence: An admissible divergence.
+        beta: β > 0.
+        steps: Most steps; about ten are used.
+
+    Returns:
+        Float64, accurate to about 1e-12 in log π*.
+
+    Raises:
+        ValueError: A divergence that is not admissible, β ≤ 0, shapes that differ, or no convergence.
+    """
+    positive(beta, "beta")
+    if rewards.shape != reference_log_probs.shape:
+        shapes = f"{tuple(rewards.shape)} and {tuple(reference_log_probs.shape)}"
+        raise ValueError(f"rewards and reference_log_probs must have one shape (…, Y), got {shapes}")
+    r, reference = rewards.double(), reference_log_probs.double()
+    supported = reference > -math.inf
+    # g(0) = 0: with V = max r no answer gains probability, with V = min r none loses any.
+    high = r.masked_fill(~supported, -math.inf).amax(-1, keepdim=True)
+    low = r.masked_fill(~supported, math.inf).amin(-1, keepdim=True)
+    value = 0.5 * (low + high)
+    for _ in range(steps):
+        log_ratios = _inverse_score(divergence, (r - value) / beta)
+        log_mass = log_sum_exp(reference + log_ratios).unsqueeze(-1)
+        narrow = high - low <= 1e-15 * torch.maximum(low.abs(), high.abs())
+        if bool(((log_mass.abs() < 1e-12) | narrow).all()):
+            break
+        low, high = torch.where(log_mass > 0, value, low), torch.where(log_mass > 0, high, value)
+        # d log mass / dV = −E_π[1/g′]/β with g′(ρ) = density_weight(−ρ).
+        slope = (renormalised(reference + log_ratios).exp() / divergence.density_weight(-log_ratios)).nansum(-1, True)
+        step = value + beta * log_mass / slope
+        value = torch.where((step > low) & (step < high), step, 0.5 * (low + high))
+    if not bool((log_mass.abs() < 1e-9).all()):
+        raise ValueError(
+            f"the optimum under {divergence.name} did not converge; are rewards and log-probabilities finite?"
+        )
+    return RegularisedOptimum(renormalised(reference + log_ratios), value.squeeze(-1))
+
+
+def _inverse_score(divergence: FDivergence, scores: Tensor) -> Tensor:
+    """Log-ratios of given scores by bisection; ±700 where a score lies outside the range of g."""
+    low, high = torch.full_like(scores, -_LOG_RANGE), torch.full_like(scores, _LOG_RANGE)
+    for _ in range(64):
+        middle = 0.5 * (low + high)
+        below = divergence.score(middle) < scores
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)

@@ -1,0 +1,156 @@
+r"""RL with a KL penalty as Bayesian inference: the exact posterior, the ELBO, and three objectives to compare.
+
+Korbak, Perez, Buckley, "RL with KL penalties is better viewed as Bayesian inference", arXiv 2205.11275 (Findings of
+EMNLP 2022). For a prior π₀, a reward r and β > 0
+
+    J(π) = E_π r − β KL(π‖π₀) = −β KL(π‖π*) + β log Z,   π*(x) = π₀(x) exp(r(x)/β)/Z
+
+J/β is the evidence lower bound of log Z, tight at the posterior π*. Without the penalty (β = 0) every optimum lies on
+argmax r, whatever the prior. Minimising KL(π*‖π) instead (distribution matching, GDC) has the same optimum in a rich
+family and another one in a restricted family.
+
+Arguments are log-probabilities of **whole sequences**, summed over tokens, never averaged over the length.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from relent.divergences.discrete import forward_kl
+from relent.divergences.logits import log_sum_exp
+from relent.divergences.reduction import upcast
+from relent.methods.alignment.policy_gradient import score_function_loss
+from relent.methods.alignment.preference import positive
+
+
+class Posterior(NamedTuple):
+    """log π* (…, Y) and the log-evidence log Z (…)."""
+
+    log_probs: Tensor
+    log_evidence: Tensor
+
+
+def posterior(prior_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Posterior:
+    r"""π*(y) ∝ π₀(y) exp(r(y)/β) over Y enumerated sequences, and log Z.
+
+    Args:
+        prior_log_probs: (…, Y), normalised.
+        rewards: (…, Y).
+        beta: β > 0.
+
+    Raises:
+        ValueError: β ≤ 0.
+    """
+    unnormalised = upcast(prior_log_probs) + rewards / positive(beta, "beta")
+    log_evidence = log_sum_exp(unnormalised)
+    return Posterior(unnormalised - log_evidence.unsqueeze(-1), log_evidence)
+
+
+def expected_reward(policy_log_probs: Tensor, rewards: Tensor) -> Tensor:
+    """E_π r over Y enumerated sequences: (…) from (…, Y)."""
+    return (policy_log_probs.exp() * rewards).sum(dim=-1)
+
+
+def kl_regularised_objective(
+    policy_log_probs: Tensor, prior_log_probs: Tensor, rewards: Tensor, *, beta: float
+) -> Tensor:
+    r"""J(π) = E_π r − β KL(π‖π₀), exact: (…) from (…, Y). β = 0 is pure RL.
+
+    Raises:
+        ValueError: β < 0.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+    value = expected_reward(policy_log_probs, rewards)
+    return value - beta * forward_kl(policy_log_probs, prior_log_probs) if beta > 0 else value
+
+
+def elbo_gap(policy_log_probs: Tensor, prior_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
+    """log Z − J(π)/β = KL(π‖π*) ≥ 0, computed from both sides of the bound: (…) from (…, Y)."""
+    evidence = posterior(prior_log_probs, rewards, beta=beta).log_evidence
+    return evidence - kl_regularised_objective(policy_log_probs, prior_log_probs, rewards, beta=beta) / beta
+
+
+def collapsed_optimum(prior_log_probs: Tensor, rewards: Tensor) -> Tensor:
+    r"""The limit of π* as β → 0: π₀ restricted to the sequences of highest reward and renormalised, (…, Y).
+
+    Pure RL has every distribution on these sequences as an optimum; which one a run ends at is an accident.
+    """
+    prior = upcast(prior_log_probs)
+    possible = rewards.masked_fill(prior == -math.inf, -math.inf)
+    kept = prior.masked_fill(possible < possible.amax(-1, keepdim=True), -math.inf)
+    return kept - log_sum_exp(kept).unsqueeze(-1)
+
+
+def kl_regularised_returns(log_probs: Tensor, prior_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
+    r"""r − β (log π − log π₀) of sampled sequences, (N,), held constant. At π = π* it is β log Z for every sequence.
+
+    That it depends on π is why the paper does not call the objective RL.
+
+    Raises:
+        ValueError: β < 0.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+    return rewards.detach() - beta * (log_probs.detach() - prior_log_probs.detach())
+
+
+def kl_rl_loss(
+    log_probs: Tensor, prior_log_probs: Tensor, rewards: Tensor, *, beta: float, baseline: Tensor | float = 0.0
+) -> Tensor:
+    r"""−sg[r − β(log π − log π₀) − B] log π(x), (N,): its mean has the gradient of −J; β = 0 is pure RL.
+
+    Args:
+        log_probs: (N,), log π of samples x ~ π.
+        prior_log_probs: (N,).
+        rewards: (N,), raw: whitened rewards change β.
+        beta: β ≥ 0.
+        baseline: B, such as `policy_gradient.leave_one_out_mean` of :func:`kl_regularised_returns`.
+    """
+    returns = kl_regularised_returns(log_probs, prior_log_probs, rewards, beta=beta)
+    return score_function_loss(log_probs, returns, baseline=baseline)
+
+
+def forward_kl_weights(
+    prior_log_probs: Tensor, rewards: Tensor, proposal_log_probs: Tensor, log_evidence: Tensor | float, *, beta: float
+) -> Tensor:
+    r"""w = π*(x)/q(x) of samples x ~ q, (N,): all 1 if q = π*. Their mean is 1; see `effective_sample_size`."""
+    log_target = upcast(prior_log_probs) + rewards / positive(beta, "beta") - log_evidence
+    return (log_target - proposal_log_probs).exp().detach()
+
+
+def forward_kl_loss(
+    log_probs: Tensor,
+    prior_log_probs: Tensor,
+    rewards: Tensor,
+    log_evidence: Tensor | float,
+    *,
+    beta: float,
+    proposal_log_probs: Tensor | None = None,
+    baseline: Tensor | float = 0.0,
+) -> Tensor:
+    r"""−sg[π*/q − B π/q] log π(x), (N,): its mean has the gradient of KL(π*‖π), for any constant B.
+
+    Args:
+        log_probs: (N,), log π of samples x ~ q.
+        prior_log_probs: (N,).
+        rewards: (N,).
+        log_evidence: log Z, exact or a running mean that has seen this batch (`f_dpg.RunningNormaliser`).
+        beta: β > 0.
+        proposal_log_probs: (N,), log q; None: q = π. Half of the samples from the prior keep the weights bounded.
+        baseline: B; 1 is the mean of the weights.
+
+    Source: distribution matching as in GDC, arXiv 2012.11635.
+    """
+    policy = log_probs.detach()
+    weights = forward_kl_weights(prior_log_probs, rewards, policy, log_evidence, beta=beta)
+    return score_function_loss(log_probs, weights, baseline=baseline, proposal_log_probs=proposal_log_probs)
+
+
+def effective_sample_size(weights: Tensor) -> Tensor:
+    """(Σ w)²/Σ w² of importance weights (…, N), in [1, N]: how many samples the estimate really rests on."""
+    return weights.sum(dim=-1).square() / weights.square().sum(dim=-1).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,68 @@
+r"""TDPO: DPO with the sequence forward KL of each answer in the margin, token by token.
+
+Zeng, Liu, Ma, Yang, Zhang, Wang, "Token-level Direct Preference Optimization", arXiv 2404.11999 (ICML 2024). With
+ρ(y) = Σ_t log π(y_t|h_t) − log π_ref(y_t|h_t) and D(y) = Σ_t KL( π_ref(·|h_t) ‖ π(·|h_t) ) over the full vocabulary
+
+    TDPO1   −log σ( β [ρ_w − ρ_l − (D_l − D_w)] )
+    TDPO2   −log σ( β [ρ_w − ρ_l − α (D_l − sg D_w)] )
+
+A chosen answer's divergence raises the margin; TDPO2 takes that part of the gradient away. With α = 0 it
+is DPO. As the official code (`Vance0124/Token-level-Direct-Preference-Optimization`): α 0.5, β 0.1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from relent.divergences.discrete import forward_kl
+from relent.divergences.reduction import masked_sum, upcast
+from relent.methods.alignment.preference import positive, preference_loss
+
+
+def sequence_forward_kl(policy_log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
+    r"""D(y) = Σ_t m_t KL( π_ref(·|h_t) ‖ π(·|h_t) ), (B,) nats.
+
+    Args:
+        policy_log_probs: (B, L, V), log π(·|h_t), h_t the state before token t.
+        reference_log_probs: (B, L, V); gets no gradient.
+        mask: (B, L), True on the tokens of the answer.
+    """
+    return masked_sum(forward_kl(reference_log_probs.detach(), policy_log_probs, mask=mask), mask, dim=-1)
+
+
+def tdpo_loss(
+    chosen_log_ratios: Tensor,
+    rejected_log_ratios: Tensor,
+    chosen_kl: Tensor,
+    rejected_kl: Tensor,
+    *,
+    beta: float,
+    version: Literal[1, 2] = 2,
+    alpha: float = 0.5,
+) -> Tensor:
+    r"""TDPO1 or TDPO2 of each pair, (B,) nats.
+
+    Args:
+        chosen_log_ratios: (B,), ρ_w, summed over tokens.
+        rejected_log_ratios: (B,), ρ_l.
+        chosen_kl: (B,), D_w.
+        rejected_kl: (B,), D_l.
+        beta: β > 0.
+        version: 1 or 2; version 1 has no α.
+        alpha: α of version 2.
+
+    Raises:
+        ValueError: β ≤ 0 or an unknown version.
+    """
+    if version not in (1, 2):
+        raise ValueError(f"version must be 1 or 2, got {version}")
+    ratio_margin = upcast(chosen_log_ratios) - upcast(rejected_log_ratios)
+    divergence_margin = rejected_kl - chosen_kl if version == 1 else alpha * (rejected_kl - chosen_kl.detach())
+    return preference_loss(positive(beta, "beta") * (ratio_margin - divergence_margin))
+
+
+def tdpo_rewards(log_ratios: Tensor, sequence_kl: Tensor, *, beta: float) -> Tensor:
+    """β (ρ − D) of each answer, (B,), detached: what the official code logs as the reward."""
+    return positive(beta, "beta") * (log_ratios - sequence_kl).detach()

@@ -1,0 +1,1 @@
+"""Alignment of a language model with preferences: a base model, pairs that a reward labels, policies judged exactly."""

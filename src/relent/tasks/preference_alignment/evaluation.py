@@ -1,0 +1,268 @@
+"""Scores a policy: exactly, from its probability of every completion, or estimated from samples with standard errors.
+
+Exact scores are means over the test prompts, each completion weighted by its probability. The optimum π*_β, and its
+frontier of reward against KL, are those of `relent.language.exact`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import zarr
+from torch import Tensor
+
+from relent.divergences.discrete import entropy, forward_kl, reverse_kl
+from relent.errors import DataError
+from relent.evaluate.run import Evaluation
+from relent.figures import COLOURS, plain
+from relent.files import read_json
+from relent.language.exact import (
+    expected_distinct,
+    expected_reward,
+    frontier,
+    log_normaliser,
+    optimal_log_probs,
+    reward_at_kl,
+)
+from relent.runspec import RunSpec
+from relent.scores.calibration import expected_calibration_error
+from relent.tasks.classification.data import read_array
+from relent.tasks.preference_alignment.data import SIDES, BaseOutputs, PreferenceTexts, read_base, read_texts
+from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData
+
+BINS = 10
+BETAS = tuple(10 ** (exponent / 8) for exponent in range(-12, 17))
+"""β of the points at which the optimum's frontier is stored: 0.03 to 100."""
+TOLERANCE = 1e-5
+"""How far a table's total probability may be from one."""
+LARGEST = 10
+"""Completions of a prompt that the table of examples shows."""
+
+
+def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
+    """Score a run on the test prompts and pairs.
+
+    Raises:
+        DataError: Something that is read is missing or broken.
+    """
+    options = EvaluationOptions(**spec.evaluation_options)
+    texts = read_texts(spec.inputs["data"], PreferenceData(**spec.data_options))
+    base = read_base(spec.inputs["teacher"], texts, table=options.exact)
+    place = folder / "predictions.zarr"
+    if not place.is_dir():
+        raise DataError(f"{place}: does not exist; train the run first")
+    root = zarr.open_group(place, mode="r")
+    if root.attrs["data_checksum"] != texts.checksum:
+        raise DataError(f"{place}: was made from another data set; train the run again")
+    beta = spec.hyperparameters.get("beta")
+    scores = pair_scores(root, place, base, beta) | _costs(folder)
+    settings: dict[str, Any] = {
+        "beta": options.beta,
+        "split": "test",
+        "prompts": len(texts.items("test")),
+        "module_mode": "eval",
+    }
+    margin = base.pairs["test"].rewards[:, 0] - base.pairs["test"].rewards[:, 1]
+    settings |= {
+        "test_pairs": len(margin),
+        "reward_preference_accuracy": float((margin > 0).double().mean()),
+        "reward_preference_nll": float(-torch.nn.functional.logsigmoid(margin).mean()),
+    }
+    if not options.exact:
+        estimates, errors = sample_scores(root, place, options.beta)
+        return Evaluation(
+            scores | estimates, {"standard_errors": [errors]}, settings | {"estimator": f"{options.samples} samples"}
+        )
+    table = _checked_table(torch.from_numpy(read_array(root, "table", place)).double(), place)
+    reference, rewards = reference_and_rewards(texts, base, spec.inputs["teacher"])
+    scores |= exact_scores(table, reference, rewards, beta, options)
+    settings |= {
+        "estimator": "enumeration",
+        "completions": texts.space.size,
+        "distinct_samples": options.distinct,
+        "reference_reward": float(expected_reward(reference, rewards).mean()),
+        "reference_entropy": float(entropy(reference).mean()),
+    }
+    tables = {
+        "frontier": [point._asdict() for point in frontier(reference, rewards, BETAS)],
+        "prompts": _by_prompt(texts, table, reference, rewards),
+        "completions": _likeliest(texts, table, reference, rewards),
+    }
+    return Evaluation(scores, tables, settings)
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    facts = read_json(folder / "config.json").get("facts", {})
+    return {key: float(facts[key]) for key in ("training_seconds", "peak_memory_mb") if key in facts}
+
+
+def _checked_table(table: Tensor, place: Path) -> Tensor:
+    mass = table.logsumexp(-1)
+    if not bool((mass.abs() < TOLERANCE).all()):
+        raise DataError(
+            f"{place}/table: probabilities of a prompt sum to exp({float(mass[mass.abs().argmax()]):.3g}), not 1"
+        )
+    return table
+
+
+def reference_and_rewards(texts: PreferenceTexts, base: BaseOutputs, folder: str) -> tuple[Tensor, Tensor]:
+    """log π_ref(y|x) and r(x, y) of all completions of the test prompts, (P, N) float64 each.
+
+    Raises:
+        DataError: The table is not one of probabilities.
+    """
+    assert base.table is not None
+    tokens, lengths = texts.space.sequences(padding=texts.end)
+    rewards = []
+    for prompt in texts.items("test").tolist():
+        context = torch.tensor(texts.context(prompt)).expand(len(tokens), -1)
+        inside = torch.arange(tokens.shape[1]) < lengths[:, None]
+        attention = torch.cat([torch.ones_like(context, dtype=torch.bool), inside], 1)
+        rewards.append(texts.reward.of(torch.cat([context, tokens], 1), attention))
+    return _checked_table(base.table, Path(folder) / "outputs.zarr"), torch.stack(rewards)
+
+
+def exact_scores(
+    table: Tensor, reference: Tensor, rewards: Tensor, beta: float | None, options: EvaluationOptions
+) -> dict[str, float]:
+    """Scores of a policy whose probability of every completion is known; means over the prompts.
+
+    Args:
+        table, reference: log π(y|x) and log π_ref(y|x), (P, N) float64.
+        rewards: r(x, y), (P, N).
+        beta: The run's own β: its optimum is π*_β; None: it has none.
+        options: β of the task, whose objective is E_π[r] − β·KL(π ‖ π_ref) with the maximum β·log Z; and the number of
+            samples of which the expected number of different ones is told.
+    """
+    kl = float(forward_kl(table, reference).mean())
+    reward = float(expected_reward(table, rewards).mean())
+    objective = reward - options.beta * kl
+    scores = {
+        "objective": objective,
+        "regret": options.beta * float(log_normaliser(reference, rewards, options.beta).mean()) - objective,
+        "expected_reward": reward,
+        "kl_to_reference": kl,
+        "kl_from_reference": float(reverse_kl(table, reference).mean()),
+        "frontier_gap": reward_at_kl(reference, rewards, max(kl, 0.0)) - reward,
+        "entropy": float(entropy(table).mean()),
+        "distinct": float(expected_distinct(table, options.distinct).mean()),
+    }
+    if beta is not None:
+        best = optimal_log_probs(reference, rewards, beta)
+        scores["kl_to_optimum"] = float(forward_kl(table, best).mean())
+        scores["kl_from_optimum"] = float(reverse_kl(table, best).mean())
+    return scores
+
+
+def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, beta: float | None) -> dict[str, float]:
+    """How well log π(y|x) − log π_ref(y|x) tells the preferred completion of the test pairs.
+
+    `preference_accuracy` is against the drawn labels, `ranking_accuracy` against the rewards that they were drawn from;
+    with β, σ(β·difference) is a probability, and its calibration against the labels is told.
+    """
+    pairs = base.pairs["test"]
+    policy = torch.stack([torch.from_numpy(read_array(root, f"pairs/{side}", place)) for side in SIDES], 1)
+    ratio = policy.double() - pairs.reference.double().sum(-1)
+    difference = ratio[:, 0] - ratio[:, 1]
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    better = torch.sign(pairs.rewards[:, 0] - pairs.rewards[:, 1])
+    agreeing = (torch.sign(difference) * better > 0).double() + 0.5 * (difference == 0).double()
+    scores = {
+        "preference_accuracy": float(right.mean()),
+        "ranking_accuracy": float(agreeing[better != 0].mean()),
+    }
+    if beta is not None:
+        logits = beta * difference
+        scores["preference_nll"] = float(-torch.nn.functional.logsigmoid(logits).mean())
+        confidence = torch.sigmoid(logits.abs())
+        scores["preference_ece"] = float(expected_calibration_error(confidence, (logits > 0).double(), bins=BINS))
+    return scores
+
+
+def sample_scores(root: zarr.Group, place: Path, beta: float) -> tuple[dict[str, float], dict[str, float]]:
+    r"""Estimates from samples of the policy, and their standard errors.
+
+    Reward, KL(π ‖ π_ref) = E_π[log π − log π_ref], reward − β·KL and entropy −E_π[log π] are means over prompts of
+    means over samples. Each standard error is of the samples, the prompts held fixed: √(Σ_p s_p²/n)/P.
+    """
+    names = ("prompt", "rewards", "log_probs", "reference")
+    prompt, rewards, policy, reference = (
+        torch.from_numpy(read_array(root, f"samples/{name}", place)) for name in names
+    )
+    per_prompt = int((prompt == prompt[0]).sum())
+    values = {
+        "objective": rewards - beta * (policy - reference),
+        "expected_reward": rewards,
+        "kl_to_reference": policy - reference,
+        "entropy": -policy,
+    }
+    scores, errors = {}, {}
+    for name, value in values.items():
+        rows = value.double().reshape(-1, per_prompt)
+        scores[name] = float(rows.mean())
+        errors[name] = float((rows.var(1) / per_prompt).sum().sqrt() / len(rows))
+    return scores, errors
+
+
+def _by_prompt(texts: PreferenceTexts, table: Tensor, reference: Tensor, rewards: Tensor) -> list[dict[str, Any]]:
+    columns = {
+        "expected_reward": expected_reward(table, rewards),
+        "reference_reward": expected_reward(reference, rewards),
+        "kl_to_reference": forward_kl(table, reference),
+        "entropy": entropy(table),
+    }
+    prompts = texts.items("test").tolist()
+    return [
+        {"prompt": _words(texts, texts.prompts[p])} | {name: float(values[row]) for name, values in columns.items()}
+        for row, p in enumerate(prompts)
+    ]
+
+
+def _likeliest(texts: PreferenceTexts, table: Tensor, reference: Tensor, rewards: Tensor) -> list[dict[str, Any]]:
+    """The likeliest completions of each test prompt."""
+    tokens, lengths = texts.space.sequences(padding=texts.end)
+    rows = []
+    for row, prompt in enumerate(texts.items("test").tolist()):
+        for number in table[row].topk(min(LARGEST, table.shape[1])).indices.tolist():
+            rows.append(
+                {
+                    "prompt": _words(texts, texts.prompts[prompt]),
+                    "completion": _words(texts, tokens[number, : lengths[number]].tolist()),
+                    "probability": float(table[row, number].exp()),
+                    "reference_probability": float(reference[row, number].exp()),
+                    "reward": float(rewards[row, number]),
+                }
+            )
+    return rows
+
+
+def _words(texts: PreferenceTexts, tokens: list[int]) -> str:
+    return " ".join(texts.words[token] for token in tokens)
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> None:
+    """Draw where the policy stands against the frontier, where that is known."""
+    if "frontier" not in evaluation.tables:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    draw_frontier(axes, evaluation.tables["frontier"])
+    scores = evaluation.scores
+    axes.plot(scores["kl_to_reference"], scores["expected_reward"], "o", color=COLOURS[1], label=spec.method)
+    axes.set(xlabel="KL to the reference (nats)", ylabel="expected reward", title="Reward against KL, test prompts")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(into / "frontier.png", dpi=110)
+
+
+def draw_frontier(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """The exact optimum's reward over its KL, a line."""
+    ordered = sorted(rows, key=lambda row: row["kl"])
+    axes.plot([row["kl"] for row in ordered], [row["reward"] for row in ordered], color="0.4", lw=1.4, label="optimum")
+    plain(axes)
