@@ -47,7 +47,7 @@ TASK: dict[str, Any] = {
     },
     "scales": {
         "smoke": {
-            "model": {"network": "mlp", "hidden": [8, 16]},
+            "model": {"network": "mlp", "hidden": [8, 8]},
             "training": {"max_steps": 12, "batch_size": 16, "learning_rate": 0.01, "checkpoint_every": 4},
         }
     },

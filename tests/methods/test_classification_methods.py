@@ -29,7 +29,8 @@ EVALUATION = {
 @pytest.fixture
 def evaluated(catalogue: Catalogue) -> Catalogue:
     task = catalogue.tasks["patterns"]
-    smoke = task.scales[Scale.smoke].model_copy(update={"evaluation": EVALUATION})
+    model = {"network": "mlp", "hidden": [8, 16]}  # as wide as the teacher: their features can be compared
+    smoke = task.scales[Scale.smoke].model_copy(update={"evaluation": EVALUATION, "model": model})
     task = task.model_copy(update={"scales": task.scales | {Scale.smoke: smoke}})
     return replace(catalogue, tasks=catalogue.tasks | {"patterns": task})
 

@@ -98,18 +98,18 @@ def method_commands(catalogue: Catalogue, method: Method) -> list[dict[str, str]
     tasks = fitting_tasks(catalogue, method)
     if not tasks:
         return []
-    task = tasks[0]
+    task = min(tasks, key=lambda task: Scale.laptop not in task.scales)
     scale, variant = _usual_scale(task), method.default_variant
     baselines = dict.fromkeys(claim.baseline for claim in method.claims)
     target = f"{catalogue.layout.run(task.name, method.name, variant, scale, 0)}/scores.json"
     other = _variants(method)[1:2]
     alone = "alone, all seeds; the comparison then shows only it"
-    commands = [(f"snakemake --config methods={method.name}", alone)]
+    commands = [(f"snakemake {task.name} --config methods={method.name}", alone)]
     if baselines:
         named = ",".join([*baselines, method.name])
-        commands.append((f"snakemake --config methods={named}", "with the baselines of its claims"))
+        commands.append((f"snakemake {task.name} --config methods={named}", "with the baselines of its claims"))
     if other:
-        commands.append((f"snakemake --config methods={method.name}:{other[0]}", "another variant"))
+        commands.append((f"snakemake {task.name} --config methods={method.name}:{other[0]}", "another variant"))
     commands += [
         (f"snakemake {target}", "one run, with all that it needs"),
         (f"relent train {task.name} {method.name} --seed 0", "the training of one run by hand; data must be there"),
