@@ -98,3 +98,24 @@ def test_the_crossing_is_interpolated_on_logarithmic_scales(load):
     assert crossing(sizes, flat, (2.0, 3.0, 4.0)) == 0.0
     assert crossing(sizes, flat, (0.2, 0.3, 0.4)) is None
     assert crossing(sizes, flat, (2.0, 0.5, 2.0)) == pytest.approx(math.sqrt(1e7))
+
+
+def test_operations_of_a_linear_layer_are_those_by_hand(load):
+    bench = load("bench_harmonic")
+    features, weight = torch.randn(3, 5), torch.randn(7, 5)
+    with bench.Operations() as seen:
+        features @ weight.T
+    assert seen.count == 2 * 3 * 5 * 7
+    with bench.Operations() as seen:
+        torch.cdist(features, weight, compute_mode="donot_use_mm_for_euclid_dist")
+        features.view(-1)
+        features + 1
+    assert seen.count == 3 * 3 * 5 * 7 + 3 * 5
+
+
+def test_every_distance_of_the_harmonic_loss_is_counted(load):
+    bench = load("bench_harmonic")
+    work = bench.Work(10)
+    counts = {name: bench.counted(work, name) for name in work.layers}
+    assert set(bench.DISTANCES) == set(bench.Config.model_fields["distance"].annotation.__args__)
+    assert min(counts, key=counts.get) == bench.LINEAR
