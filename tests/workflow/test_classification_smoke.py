@@ -76,7 +76,7 @@ def test_every_claim_finds_its_metric_and_its_baseline(group):
     """One seed decides nothing, but every claim that a comparison can check is there with a difference."""
     checked = set()
     for task in group.groups()["classification"]:
-        for claim in json.loads(Path(group.layout.comparison(task), "claims.json").read_text())["claims"]:
+        for claim in json.loads(Path(group.layout.comparison(task), "claims.json").read_text()):
             if claim["difference"] is not None:
                 checked.add(claim["label"].partition(":")[0])
     papers = {"pld", "bd_kd", "nd_loss", "nkd", "uskd", "lelp", "sinkd", "z_loss", "opl", "harmonic", "saf", "mesa"}
