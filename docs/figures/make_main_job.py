@@ -46,8 +46,8 @@ def rank(axis: Axes, comparison: dict[str, Any]) -> None:
 def main() -> None:
     """Draw the figure."""
     results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
-    figure = Figure(figsize=(12, 9.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 2.3))
+    figure = Figure(figsize=(12, 11.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.8, 2.3))
     left, right = above.subplots(1, 2)
     rank(left, read_json(results / "images" / "comparison.json"))
     rank(right, read_json(results / "weather_isentropic" / "comparison.json"))
