@@ -27,11 +27,10 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """Rows of the comparison, without the one number that is a time."""
+    """Rows of the comparison, without the numbers that are of the machine."""
     with (folder / "patterns" / "comparison.csv").open() as handle:
-        return [
-            {key: value for key, value in row.items() if key != "training_seconds"} for row in csv.DictReader(handle)
-        ]
+        rows = [row for row in csv.DictReader(handle) if row["metric"] not in MEASURED]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 
 def test_comparison_equals_the_local_one_number_for_number(slurm: Slurm, tmp_path: Path) -> None:
