@@ -1,14 +1,13 @@
 """Rows of a zarr array that is larger than memory, read one by one where they are asked for, in any order.
 
 The arrays are zarr v3, sharded, one row an inner chunk, not compressed: a row is one byte range of one shard, so that a
-shuffled batch reads what it needs and nothing else. A zarr reader makes a task of its event loop for each chunk, which
-a forked loader process cannot use; this one asks the file and keeps no thread.
+shuffled batch reads what it needs and nothing else.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from relent.data.shard_files import CRC_BYTES, EMPTY, ShardFiles
 from relent.errors import DataError
 from relent.files import whole
 
-EMPTY = np.uint64(2**64 - 1)
-CRC_BYTES = 4
 SHARD_MB = 128
-CACHED_INDEXES = 4096
 
 
 def shard_rows(row_bytes: int) -> int:
@@ -62,7 +59,7 @@ def create_rows(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str
     )
 
 
-class StoredRows:
+class StoredRows(ShardFiles):
     """A sharded array of shape (N, *row) or (V, N, *row), read by row and written by shard.
 
     `rows[index]` with an index (B,) gives (B, *row); with two indices, `rows[first, index]`, those of the two leading
@@ -76,11 +73,8 @@ class StoredRows:
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            array = zarr.open_array(path, mode="r")
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: cannot be opened ({error}); make it again") from None
+        super().__init__(path)
+        array = self._array()
         shards, chunks = array.shards, array.chunks
         self._lead = next((axis for axis, side in enumerate(shards or ()) if side != 1), 0)
         if shards is None or self._lead > 1 or chunks[: self._lead + 1] != (1,) * (self._lead + 1):
@@ -89,15 +83,8 @@ class StoredRows:
             raise DataError(f"{path}: its rows are compressed and cannot be read one by one; make it again")
         self.shape = array.shape
         self.dtype = array.dtype
-        self._count = int(shards[self._lead])
+        self._count = self.chunks_a_shard = int(shards[self._lead])
         self._row = tuple(int(side) for side in chunks[self._lead + 1 :])
-        self._index = lru_cache(maxsize=CACHED_INDEXES)(self._read_index)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -131,7 +118,7 @@ class StoredRows:
         places = np.stack([*lead, shard], axis=1)
         for place in np.unique(places, axis=0):
             own = np.flatnonzero((places == place).all(axis=1))
-            self._read_shard("/".join(map(str, [*place, *(0 for _ in self._row)])), inner[own], own, found)
+            self._read_shard(self._name(place), inner[own], own, found)
         return found
 
     def write(self, first: int, values: NDArray[Any], view: int | None = None) -> list[str]:
@@ -158,11 +145,14 @@ class StoredRows:
         names = []
         for start in range(0, len(values), self._count):
             part = np.ascontiguousarray(values[start : start + self._count], dtype=self.dtype)
-            place = [*lead, (first + start) // self._count, *(0 for _ in self._row)]
-            names.append("/".join(map(str, ["c", *place])))
+            names.append(self._name([*lead, (first + start) // self._count]))
             with whole(self.path / names[-1]) as temporary:
                 temporary.write_bytes(part.tobytes() + self._index_of(part))
         return names
+
+    def _name(self, place: Iterable[int]) -> str:
+        """File of the shard at a place of the leading axes."""
+        return "/".join(map(str, ["c", *place, *(0 for _ in self._row)]))
 
     def _index_of(self, rows: NDArray[Any]) -> bytes:
         """Offset and size of each row, and the checksum: what ends a shard; rows beyond the array are EMPTY."""
@@ -180,30 +170,9 @@ class StoredRows:
             for offset, size, position in zip(offsets, sizes, own):
                 if offset == EMPTY:
                     continue
-                content = os.pread(handle, int(size), int(offset))
-                if len(content) != int(size) or len(content) != found[position].nbytes:
+                if int(size) != found[position].nbytes:
                     raise self._broken(name, "it is truncated")
+                content = self._bytes(handle, name, int(offset), int(size))
                 found[position] = np.frombuffer(content, dtype=self.dtype).reshape(self._row)
         finally:
             os.close(handle)
-
-    def _read_index(self, name: str) -> NDArray[np.uint64]:
-        """Offset and size of each row of a shard (the index at its end: zarr codec `sharding_indexed`)."""
-        handle = self._open(name)
-        try:
-            size, total = 16 * self._count, os.fstat(handle).st_size
-            content = os.pread(handle, size, max(0, total - size - CRC_BYTES))
-        finally:
-            os.close(handle)
-        if len(content) != size:
-            raise self._broken(name, "it is truncated")
-        return np.frombuffer(content, dtype="<u8").reshape(self._count, 2)
-
-    def _open(self, name: str) -> int:
-        try:
-            return os.open(self.path / "c" / name, os.O_RDONLY)
-        except OSError:
-            raise self._broken(name, "the shard is missing") from None
-
-    def _broken(self, name: str, reason: str) -> DataError:
-        return DataError(f"{self.path / 'c' / name}: {reason}; delete the data set and make it again")

@@ -9,9 +9,7 @@ that a forked loader process cannot use; this one asks once and keeps no thread.
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -19,14 +17,11 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
 
+from relent.data.shard_files import EMPTY, ShardFiles
 from relent.errors import DataError
 
-EMPTY = np.uint64(2**64 - 1)
-CRC_BYTES = 4
-CACHED_INDEXES = 4096
 
-
-class ShardReader:
+class ShardReader(ShardFiles):
     """Steps of an array (tile row, tile column, time, variable, y, x) whose shards hold several steps of one tile.
 
     Args:
@@ -36,26 +31,18 @@ class ShardReader:
         DataError: It is no such array.
     """
 
+    remedy = "run the data rule again"
+
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            array = zarr.open_array(path, mode="r")
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{path}: cannot be opened ({error}); run the data rule again") from None
+        super().__init__(path)
+        array = self._array()
         self.shape = array.shape
         shards, chunks = array.shards, array.chunks
         self._compressed = _is_compressed(array)
         if array.ndim != 6 or shards is None or chunks != (1, 1, 1, *shards[3:]) or shards[3:] != array.shape[3:]:
             raise DataError(f"{path}: is not sharded by tile with one step a chunk; run the data rule again")
-        self.steps = int(shards[2])
+        self.steps = self.chunks_a_shard = int(shards[2])
         self.frame = tuple(int(n) for n in chunks[3:])
-        self._index = lru_cache(maxsize=CACHED_INDEXES)(self._read_index)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
 
     def read(self, row: int, column: int, start: int, length: int) -> NDArray[np.float32]:
         """Steps `start` to `start + length` of a tile: one request for each shard that they lie in, mostly one.
@@ -96,32 +83,12 @@ class ShardReader:
             except (RuntimeError, ValueError, TypeError) as error:
                 raise self._broken(name, f"step {first + step} cannot be decoded: {error}") from None
 
-    def _read_index(self, name: str) -> NDArray[np.uint64]:
-        size = 16 * self.steps
-        try:
-            total = (self.path / name).stat().st_size
-        except OSError:
-            raise self._broken(name, "the shard is missing") from None
-        if total < size + CRC_BYTES:
-            raise self._broken(name, "it is truncated")
-        content = self._request(name, total - size - CRC_BYTES, size)
-        return np.frombuffer(content, dtype="<u8").reshape(self.steps, 2)
-
     def _request(self, name: str, offset: int, size: int) -> bytes:
+        handle = self._open(name)
         try:
-            handle = os.open(self.path / name, os.O_RDONLY)
-        except OSError:
-            raise self._broken(name, "the shard is missing") from None
-        try:
-            content = os.pread(handle, size, offset)
+            return self._bytes(handle, name, offset, size)
         finally:
             os.close(handle)
-        if len(content) != size:
-            raise self._broken(name, "it is truncated")
-        return content
-
-    def _broken(self, name: str, reason: str) -> DataError:
-        return DataError(f"{self.path / name}: {reason}; delete the data set and run the data rule again")
 
 
 def _is_compressed(array: zarr.Array) -> bool:
