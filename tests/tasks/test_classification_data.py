@@ -10,7 +10,8 @@ import torch
 import zarr
 
 from relent.errors import DataError
-from relent.tasks.classification.data import read_array, read_data, read_teacher
+from relent.tasks.classification.data import read_data, read_teacher
+from relent.tasks.stored import read_array
 
 
 @pytest.fixture

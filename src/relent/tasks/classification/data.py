@@ -16,6 +16,7 @@ from relent.data.receipt import check_receipt
 from relent.data.rows import StoredRows
 from relent.errors import DataError
 from relent.models.classifiers import InputShape
+from relent.tasks.stored import read_array
 
 
 class StoredImages:
@@ -100,34 +101,6 @@ class ClassificationData:
         if split == "teacher" and split not in self.splits:
             split = "student"
         return torch.from_numpy(np.flatnonzero(self.split == self.splits.index(split)))
-
-
-def read_array(group: zarr.Group, name: str, place: Path) -> NDArray[Any]:
-    """One whole array of a zarr group.
-
-    Raises:
-        DataError: The array is missing, a chunk is missing or cannot be decoded, or a number is not finite.
-    """
-    try:
-        array = group[name]
-        assert isinstance(array, zarr.Array)
-        if array.nchunks_initialized != array.nchunks and array.fill_value is not None and not _may_be_empty(array):
-            raise DataError(
-                f"{place}/{name}: {array.nchunks - array.nchunks_initialized} chunks are missing; make it again"
-            )
-        values = np.asarray(array[...])
-    except KeyError:
-        raise DataError(f"{place}: has no array {name!r}; make it again") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{place}/{name}: cannot be decoded ({error}); make it again") from None
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise DataError(f"{place}/{name}: holds NaN or infinite values where none may be")
-    return values
-
-
-def _may_be_empty(array: zarr.Array) -> bool:
-    """Whether the store left chunks out on purpose, because they hold fill values only."""
-    return not array.config.write_empty_chunks
 
 
 def read_data(folder: Path | str) -> ClassificationData:

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
 from relent.divergences.logits import non_target_log_probs
-from relent.errors import DataError
 from relent.evaluate.run import Evaluation
 from relent.figures import COLOURS, plain
-from relent.files import read_json
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error, reliability_diagram, top_label
 from relent.scores.classification import (
@@ -30,29 +28,15 @@ from relent.scores.classification import (
 )
 from relent.scores.features import means_by_class, pair_similarities
 from relent.scores.robustness import robust_accuracy, tail_robust_accuracy, worst_class_robust_accuracy
-from relent.tasks.classification.data import ClassificationData, read_array, read_data, read_teacher
+from relent.tasks.classification.data import ClassificationData, read_data, read_teacher
 from relent.tasks.classification.subclasses import draw_subclasses, evaluate_subclasses
+from relent.tasks.stored import open_predictions, read_array, training_costs
 
 BINS = 15
 NAMED = 50
 """Classes up to which the confusion matrix names them."""
 TOP = (1, 5, 10, 20, 50)
 """Depths k of the top-k accuracies."""
-
-
-def open_predictions(folder: Path, data: ClassificationData) -> zarr.Group:
-    """The run's predictions.
-
-    Raises:
-        DataError: They are missing, or of another data set.
-    """
-    place = folder / "predictions.zarr"
-    if not place.is_dir():
-        raise DataError(f"{place}: does not exist; train the run first")
-    root = zarr.open_group(place, mode="r")
-    if root.attrs["data_checksum"] != data.checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
-    return root
 
 
 def read_predictions(
@@ -69,7 +53,7 @@ def read_predictions(
     Raises:
         DataError: The predictions are missing, incomplete, or of another data set.
     """
-    root, place = open_predictions(folder, data), folder / "predictions.zarr"
+    root, place = open_predictions(folder, data.checksum), folder / "predictions.zarr"
     index = torch.from_numpy(read_array(root, f"{split}/index", place))
     values = torch.from_numpy(read_array(root, f"{split}/{name}", place)).double()
     return values, data.labels[index], index
@@ -146,8 +130,8 @@ def robust_scores(folder: Path, root: zarr.Group, data: ClassificationData) -> d
 def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     """Score a run on the test split; the task's teacher is compared with even where the method never saw it."""
     data = read_data(spec.inputs["data"])
-    root = open_predictions(folder, data)
-    costs = _costs(folder)
+    root = open_predictions(folder, data.checksum)
+    costs = training_costs(folder)
     if "rank" in root["test"]:  # type: ignore[operator]
         return _evaluate_ranks(folder, root, data, costs)
     logits, labels, index = read_predictions(folder, "test", data)
@@ -195,12 +179,6 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     if subclasses:
         tables["subclasses"] = subclasses
     return Evaluation(scores, tables, settings)
-
-
-def _costs(folder: Path) -> dict[str, float]:
-    """What the training cost, from the run's facts."""
-    facts = read_json(folder / "config.json").get("facts", {})
-    return {key: float(facts[key]) for key in ("training_seconds", "peak_memory_mb") if key in facts}
 
 
 def _sharpness(root: zarr.Group) -> dict[str, float]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from relent.errors import DataError
 from relent.scores.classification import label_entropy, mutual_information
-from relent.tasks.classification.data import ClassificationData, read_array
+from relent.tasks.classification.data import ClassificationData
+from relent.tasks.stored import read_array
 
 Rows = list[dict[str, Any]]
 

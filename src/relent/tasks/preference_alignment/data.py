@@ -20,8 +20,8 @@ from relent.errors import DataError
 from relent.language.batches import TokenBatch, pack, pad
 from relent.language.exact import SequenceSpace
 from relent.language.reward import NgramReward
-from relent.tasks.classification.data import read_array
 from relent.tasks.preference_alignment.options import PreferenceData
+from relent.tasks.stored import read_array
 
 SIDES = ("chosen", "rejected")
 

@@ -17,7 +17,6 @@ from relent.divergences.discrete import entropy, forward_kl, reverse_kl
 from relent.errors import DataError
 from relent.evaluate.run import Evaluation
 from relent.figures import COLOURS, plain
-from relent.files import read_json
 from relent.language.exact import (
     expected_distinct,
     expected_reward,
@@ -28,9 +27,9 @@ from relent.language.exact import (
 )
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error
-from relent.tasks.classification.data import read_array
 from relent.tasks.preference_alignment.data import SIDES, BaseOutputs, PreferenceTexts, read_base, read_texts
 from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData
+from relent.tasks.stored import open_predictions, read_array, training_costs
 
 BINS = 10
 BETAS = tuple(10 ** (exponent / 8) for exponent in range(-12, 17))
@@ -51,13 +50,9 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     texts = read_texts(spec.inputs["data"], PreferenceData(**spec.data_options))
     base = read_base(spec.inputs["teacher"], texts, table=options.exact)
     place = folder / "predictions.zarr"
-    if not place.is_dir():
-        raise DataError(f"{place}: does not exist; train the run first")
-    root = zarr.open_group(place, mode="r")
-    if root.attrs["data_checksum"] != texts.checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
+    root = open_predictions(folder, texts.checksum)
     beta = spec.hyperparameters.get("beta")
-    scores = pair_scores(root, place, base, beta) | _costs(folder)
+    scores = pair_scores(root, place, base, beta) | training_costs(folder)
     settings: dict[str, Any] = {
         "beta": options.beta,
         "split": "test",
@@ -91,11 +86,6 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         "completions": _likeliest(texts, table, reference, rewards),
     }
     return Evaluation(scores, tables, settings)
-
-
-def _costs(folder: Path) -> dict[str, float]:
-    facts = read_json(folder / "config.json").get("facts", {})
-    return {key: float(facts[key]) for key in ("training_seconds", "peak_memory_mb") if key in facts}
 
 
 def _checked_table(table: Tensor, place: Path) -> Tensor:
