@@ -76,7 +76,7 @@ class Scheduler:
         Args:
             function: Of a module, so that workers find it.
             items: What differs.
-            common: What all need; sent to each worker once.
+            common: What all need; sent once, and from worker to worker.
             done: Called after each item, in this process.
 
         Returns:
@@ -105,7 +105,8 @@ class Scheduler:
         from distributed import KilledWorker, as_completed
 
         assert self.client is not None
-        shared = self.client.scatter(common, broadcast=True, hash=False)
+        # A task and no scattered data: those are lost with the workers that hold them, a task is done again.
+        shared = self.client.submit(_same, common, pure=False)
         futures = [
             self.client.submit(
                 _call, function, shared, item, retries=RETRIES, pure=False, key=f"{function.__name__}-{n}"
@@ -123,7 +124,11 @@ class Scheduler:
                 "size of a block"
             ) from None
         finally:
-            self.client.cancel(futures)
+            self.client.cancel([*futures, shared])
+
+
+def _same(common: Any) -> Any:
+    return common
 
 
 def _call(function: Callable[[Any, Any], Any], common: Any, item: Any) -> Any:

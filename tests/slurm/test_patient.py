@@ -155,3 +155,29 @@ def test_states_are_asked_for_again_whatever_the_error(cluster: Cluster) -> None
     assert cluster.ask("sacct", "--name", "workflow").stdout == "5|RUNNING\n"
     cluster.command("sacct", "echo 'sacct: error: nobody has seen this one' >&2; exit 3")
     assert cluster.ask("sacct", "-j", "5").returncode == 3
+
+
+def test_every_task_of_an_array_has_a_line(cluster: Cluster) -> None:
+    """Named as the executor names it; `JobIdRaw` would be another number, and of one task that of the whole array."""
+    cluster.command("sbatch", "echo 17")
+    cluster.command("sacct", "echo '17_0|COMPLETED'; echo '17_[1-2,5%4]|PENDING'; echo '16|FAILED'")
+    assert cluster.ask(*SUBMIT, "--array=0-5").stdout == "17\n"
+    assert (cluster.place / ".snakemake/relent-slurm/workflow").read_text().split() == [f"17_{n}" for n in range(6)]
+    done = cluster.ask("sacct", "-X", "--format=JobIdRaw,State", "--name", "workflow")
+    assert done.stdout == "17_0|COMPLETED\n17_1|PENDING\n17_2|PENDING\n17_5|PENDING\n16|FAILED\n"
+    assert cluster.said("sacct") == "-X --format=JobID,State --name workflow"
+
+
+def test_forgotten_tasks_of_an_array_are_over(cluster: Cluster) -> None:
+    cluster.command("sbatch", "echo 17")
+    cluster.command("squeue", "echo '17_[1-2]|PENDING'")
+    cluster.ask(*SUBMIT, "--array=0-2")
+    assert cluster.ask("squeue", "--name", "workflow").stdout == "17_1|PENDING\n17_2|PENDING\n17_0|UNKNOWN\n"
+
+
+def test_accepted_array_is_not_submitted_twice(cluster: Cluster) -> None:
+    cluster.command("sbatch", "echo 16", "echo 'Socket timed out on send/recv operation' >&2; exit 1")
+    cluster.command("squeue", "echo '16|rule_a'; echo '17|rule_a'")
+    cluster.ask(*SUBMIT, "--array=0-1")
+    assert cluster.ask(*SUBMIT, "--array=0-1").stdout == "17\n"
+    assert cluster.calls("sbatch") == 2
