@@ -112,6 +112,9 @@ onstart:
         end_orphans(say=lambda text: print(f"relent: {text}", file=sys.stderr))
     except RelentError as error:
         raise WorkflowError(f"relent: {error}") from None
+    # Snakemake limits how many jobs start in a second by looking for work again a second after it has looked, and every
+    # job that ends adds a look of its own: after some hundred jobs a core does nothing else. Ends of jobs are enough.
+    workflow.scheduler.job_rate_limiter = None
 
 
 onsuccess:

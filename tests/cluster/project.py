@@ -37,6 +37,11 @@ class ClusterProject(SmallProject):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
+        self.add_profile()
+
+    def add_profile(self) -> None:
+        """Put the profile for SLURM into the folder, with the limits of this cluster."""
+        folder = self.folder
         shutil.copytree(ROOT / "profiles", folder / "profiles", symlinks=True)
         shutil.copytree(ROOT / "scripts", folder / "scripts")
         self.profile("max_mem_mb=256000", f"max_mem_mb={MEMORY_MB}")
@@ -144,6 +149,18 @@ class ClusterProject(SmallProject):
 
         wait(there, f"no job of rule {rule}")
         return found[0]
+
+
+class WholeProject(ClusterProject):
+    """All of this repository's tasks and methods."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("src", "workflow", "envs", "config"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copy(ROOT / "Snakefile", folder / "Snakefile")
+        (folder / "bin").mkdir()
+        self.add_profile()
 
 
 class Workflow:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from .project import ClusterProject, wait
+from .project import ClusterProject, WholeProject, Workflow, wait
 from .slurm import Slurm, run
 
 pytestmark = pytest.mark.timeout(400)
@@ -21,14 +21,14 @@ METHODS = ["cross_entropy", "knowledge_distillation", "pld"]
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:
     """Run → its scores."""
-    files = sorted((folder / "patterns").glob("*/default/smoke/seed*/scores.json"))
+    files = sorted(folder.glob("*/*/*/smoke/seed*/scores.json"))
     found = {str(path.parent.relative_to(folder)): json.loads(path.read_text())["scores"] for path in files}
     return {run: {name: value for name, value in own.items() if name not in MEASURED} for run, own in found.items()}
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """Rows of the comparison, without the numbers that are of the machine."""
-    with (folder / "patterns" / "comparison.csv").open() as handle:
+    """Rows of a comparison, without the numbers that are of the machine."""
+    with (folder / "comparison.csv").open() as handle:
         rows = [row for row in csv.DictReader(handle) if row["metric"] not in MEASURED]
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
@@ -43,7 +43,7 @@ def test_comparison_equals_the_local_one_number_for_number(slurm: Slurm, tmp_pat
     ours, local = project.folder / "results", project.folder / "local-results"
     assert len(scores(ours)) == len(METHODS)
     assert scores(ours) == scores(local)
-    assert table(ours) == table(local)
+    assert table(ours / "patterns") == table(local / "patterns")
     assert json.loads((ours / "patterns/claims.json").read_text()) == json.loads(
         (local / "patterns/claims.json").read_text()
     )
@@ -55,6 +55,29 @@ def test_comparison_equals_the_local_one_number_for_number(slurm: Slurm, tmp_pat
     assert {state for state, _ in jobs} == {"COMPLETED"}
     assert sum(words.startswith("rule_student") for _, words in jobs) == len(METHODS)
     assert "Nothing to be done" in project.submit()
+
+
+@pytest.mark.timeout(3600)
+def test_main_job_equals_the_local_one_number_for_number(slurm: Slurm, tmp_path: Path) -> None:
+    """All that plain `snakemake` runs, at smoke scale: every method of the main job, on images and weather."""
+    project = WholeProject(tmp_path / "project")
+    smoke = ("--config", "scale=smoke", "seeds=[0]")
+    alone = Workflow(project, ["snakemake", "--cores", "2", *smoke], project.environment)
+    output = alone.finish(seconds=1500)
+    assert alone.process.returncode == 0, output[-6000:]
+    for name in ("results", "teachers"):
+        (project.folder / name).rename(project.folder / f"local-{name}")
+    workflow = project.start(*smoke)
+    output = workflow.finish(seconds=3000)
+    assert workflow.process.returncode == 0, output[-6000:]
+    ours, local = project.folder / "results", project.folder / "local-results"
+    assert len(scores(local)) > 20
+    assert scores(ours) == scores(local)
+    for task in ("images", "weather_isentropic"):
+        assert table(ours / task) == table(local / task)
+    lines = run("squeue", "--array", "--states=all", "-h", "-o", "%F|%k|%Z").splitlines()
+    jobs = [line.split("|")[0] for line in lines if "rule_student" in line and line.endswith(str(project.folder))]
+    assert len(set(jobs)) < len(jobs) / 2
 
 
 def test_two_nodes_equal_one_process(project: ClusterProject, slurm: Slurm) -> None:
