@@ -77,10 +77,15 @@ def same(one: str, other: str) -> bool:
     return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+@pytest.fixture(scope="module")
+def memory(catalogue_of: Callable[..., Catalogue]) -> RunSpec:
+    """A trained student on images that are read into memory; not to be changed."""
+    return train(catalogue_of("memory"), "memory")
+
+
 def test_from_disk_and_by_loader_processes_training_is_that_from_memory(
-    catalogue_of: Callable[..., Catalogue],
+    catalogue_of: Callable[..., Catalogue], memory: RunSpec
 ) -> None:
-    memory = train(catalogue_of("memory"), "memory")
     disk = train(catalogue_of("disk", memory_mb=0), "disk")
     data = read_data(disk.inputs["data"])
     teacher = read_teacher(disk.inputs["teacher"], data)
@@ -95,6 +100,15 @@ def test_from_disk_and_by_loader_processes_training_is_that_from_memory(
     scores = [evaluate_run(Path(spec.output), {}).scores for spec in (memory, disk)]
     assert scores[0]["teacher_kl"] == scores[1]["teacher_kl"]
     assert scores[0]["accuracy"] == scores[1]["accuracy"]
+
+
+def test_tasks_on_images_of_the_user_list_what_their_runs_are_scored_by(memory: RunSpec) -> None:
+    tasks = Catalogue.load(ROOT / "config").tasks
+    made = evaluate_run(Path(memory.output), {}).scores.keys()
+    assert made == tasks["cifar100"].metrics.keys() == tasks["imagenet"].metrics.keys()
+    assert made == tasks["imagenet_lamb"].metrics.keys()
+    narrow = made - {"class_mean_cosine"}  # where the student's features are narrower than the teacher's
+    assert tasks["images_sprites"].metrics.keys() == tasks["images_emoji"].metrics.keys() == narrow
 
 
 def test_stored_outputs_are_those_on_the_very_view(catalogue_of: Callable[..., Catalogue]) -> None:

@@ -171,6 +171,23 @@ class TestLELP:
         plain = self.found(rotate=False)
         torch.testing.assert_close(plain.directions[0], rows((0, 1, 0), (0, 0, 1)))
 
+    def test_the_sign_of_a_direction_changes_subclasses_and_not_the_law_of_losses(self):
+        """Features mirrored along a principal direction are its other sign; seeds average over it."""
+        mirrored, outputs = self.embeddings * tensor(1, -1, 1), tensor(1, 0, -1, 0.5)
+
+        def losses(embeddings: Tensor, seeds: range, **changes) -> Tensor:
+            settings = Config(subclasses=2, **changes)
+            found = [project(embeddings, self.labels, W, settings, seed).log_shares(embeddings, 1.0) for seed in seeds]
+            targets = torch.stack([subclass_log_targets(shares, embeddings @ W.T, 2.0) for shares in found])
+            return forward_kl(targets, outputs.log_softmax(-1).expand_as(targets))[:, 0]
+
+        fixed = [losses(features, range(1), rotate=False) for features in (self.embeddings, mirrored)]
+        assert abs(float(fixed[0] - fixed[1])) > 1e-3
+        first, second = losses(self.embeddings, range(400)), losses(mirrored, range(400, 800))
+        error = float((first.var() / 400 + second.var() / 400).sqrt())
+        assert error > 0
+        assert abs(float(first.mean() - second.mean())) < 4 * error
+
     def test_standardised_coordinates_do_not_depend_on_the_scale_of_features(self):
         shares = self.found().log_shares(self.embeddings, 1.0)
         larger = project(10 * self.embeddings, self.labels, W, Config(subclasses=2), 0)

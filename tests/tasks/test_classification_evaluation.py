@@ -48,6 +48,12 @@ def test_scores_are_those_of_the_field_s_own_tools(own_run):
     assert scores["non_target_kl"] == pytest.approx(non_target, rel=1e-7)
 
 
+def test_a_run_is_scored_by_metrics_of_its_task(own_run, shared_catalogue):
+    scores = evaluate_run(Path(own_run.output)).scores
+    assert scores.keys() <= shared_catalogue.tasks["patterns"].metrics.keys()
+    assert {"accuracy_even", "accuracy_odd"} <= scores.keys()
+
+
 def test_calibration_error_by_its_definition(own_run):
     logits, _, labels, _ = stored(own_run)
     confidence = np.exp(log_softmax(logits, axis=1).max(1))

@@ -15,7 +15,10 @@ from relent.manifest.fingerprint import module_file
 from relent.manifest.yamlfile import explain
 from relent.methods.config import MethodConfig
 
-ALLOWED = ("pydantic", "typing", "enum", "relent.methods.config", "relent.methods.weather.config", "__future__")
+ALLOWED = (
+    *("pydantic", "typing", "enum", "relent.methods.config"),
+    *("relent.methods.alignment.config", "relent.methods.weather.config", "__future__"),
+)
 
 
 @lru_cache(maxsize=1024)
@@ -109,4 +112,6 @@ def resolve(implementation: str, *layers: tuple[str, Mapping[str, Any]]) -> dict
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        raise ConfigError(explain(first, config), file=origin.get(name, path), key=name) from None
+        # What is missed, or wrong only beside another value, nobody gave: the first layer is where a recipe stands.
+        blamed = origin.get(name) or (layers[0][0] if layers else path)
+        raise ConfigError(explain(first, config), file=blamed, key=name) from None

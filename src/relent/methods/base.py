@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from relent.errors import ConfigError
 from relent.methods.config import MethodConfig
 from relent.runspec import RunSpec
 from relent.tasks.base import TrainingTask
@@ -63,18 +64,30 @@ class Method(LightningModule):
             self.log(f"{prefix}/{name}", value.detach(), batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW or SGD with linear warm-up and cosine or constant schedule, stepped every optimiser step."""
-        config = self.config
-        decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        """The recipe's optimiser and schedule, stepped every optimiser step.
+
+        Raises:
+            ConfigError: LAMB is asked for, and timm is not installed.
+        """
+        config, groups = self.config, self.parameter_groups()
         optimizer: torch.optim.Optimizer
-        if config.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
+            )
         else:
-            optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+            adaptive = torch.optim.AdamW if config.optimizer == "adamw" else _lamb()
+            optimizer = adaptive(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters in groups of one weight decay."""
+        config = self.config
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        decay = [p for p in parameters if p.ndim > 1 or config.decay_all]
+        plain = [p for p in parameters if p.ndim <= 1 and not config.decay_all]
+        return [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
     def learning_rate_factor(self, step: int) -> float:
         """Factor of the peak learning rate at an optimiser step."""
@@ -83,5 +96,17 @@ class Method(LightningModule):
             return (step + 1) / (config.warmup_steps + 1)
         if config.schedule == "constant":
             return 1.0
+        if config.schedule == "step":
+            passed = sum(step >= round(share * config.max_steps) for share in config.milestones)
+            return config.step_factor**passed
         done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _lamb() -> Any:
+    """LAMB (You et al., arXiv 1904.00962) as timm has it, which clips the norm of the whole gradient at 1."""
+    try:
+        from timm.optim import Lamb
+    except ImportError as error:
+        raise ConfigError(f"lamb needs the library timm: `pip install timm` ({error})", key="optimizer") from None
+    return Lamb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -277,16 +278,20 @@ def _encoder_layer(width: int, heads: int) -> nn.TransformerEncoderLayer:
     )
 
 
-IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"convnet": ConvNet, "mlp": MLP, "mixer": Mixer, "vit": ViT}
-TOKEN_NETWORKS: dict[str, type[nn.Module]] = {"bag": BagOfTokens, "transformer": TextTransformer, "window": WindowModel}
+IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP, "mixer": Mixer, "vit": ViT}
+TOKEN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "bag": BagOfTokens,
+    "transformer": TextTransformer,
+    "window": WindowModel,
+}
 
 
-def image_networks() -> dict[str, type[nn.Module]]:
+def image_networks() -> dict[str, Callable[..., nn.Module]]:
     """All networks on images, those of other modules too."""
+    from relent.models.cifar import cifar_network
     from relent.models.libraries import TimmClassifier, TransformersClassifier
-    from relent.models.residual import CifarNetwork
 
-    return IMAGE_NETWORKS | {"cifar": CifarNetwork, "timm": TimmClassifier, "transformers": TransformersClassifier}
+    return IMAGE_NETWORKS | {"cifar": cifar_network, "timm": TimmClassifier, "transformers": TransformersClassifier}
 
 
 def build_classifier(options: dict[str, Any], shape: InputShape, classes: int) -> nn.Module:

@@ -2,8 +2,9 @@
 
 He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, section 4.2 (depth 6n + 2: three stages of
 n blocks), with projection shortcuts, and the wider `…x4` ones of Tian et al., "Contrastive Representation
-Distillation", arXiv 1910.10699 (a stem of 32 and stages of 64, 128, 256 channels). Zagoruyko and Komodakis, "Wide
-Residual Networks", arXiv 1605.07146: pre-activation blocks, depth 6n + 4, stages of 16w, 32w, 64w channels.
+Distillation", arXiv 1910.10699 (a stem of 32 and stages of 64, 128, 256 channels). ResNet-18, -34 and -50 of the same
+paper's table 1, with a 3 × 3 stem that keeps the size in place of the stem of large images. Zagoruyko and Komodakis,
+"Wide Residual Networks", arXiv 1605.07146: pre-activation blocks, depth 6n + 4, stages of 16w, 32w, 64w channels.
 """
 
 from __future__ import annotations
@@ -13,15 +14,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relent.errors import ConfigError, nearest
 from relent.models.classifiers import ClassifierOutput, InputShape
-
-PLAIN, WIDE4 = (16, 16, 32, 64), (32, 64, 128, 256)
-RESNETS = {f"resnet{depth}": (depth, PLAIN) for depth in (8, 14, 20, 32, 44, 56, 110)} | {
-    "resnet8x4": (8, WIDE4),
-    "resnet32x4": (32, WIDE4),
-}
-WIDE_RESNETS = {f"wrn_{depth}_{width}": (depth, width) for depth in (16, 40) for width in (1, 2)}
 
 
 class Block(nn.Module):
@@ -75,37 +68,80 @@ class PreactivatedBlock(nn.Module):
         return inner + (x if self.shortcut is None else self.shortcut(active))
 
 
-class CifarNetwork(nn.Module):
-    """A residual network on small images, three stages of which the second and third halve the size.
+class Bottleneck(nn.Module):
+    """x → relu(shortcut(x) + BN(conv(relu(BN(conv(relu(BN(conv(x)))))))), convolutions of 1 × 1, 3 × 3 and 1 × 1, the
+    inner ones a quarter as wide; the shortcut as in `Block`.
 
     Args:
-        shape: Of the images; the size is a multiple of four.
-        classes: Number of classes.
-        name: `resnet20`, …, `resnet110`, `resnet8x4`, `resnet32x4`, `wrn_16_2`, `wrn_40_2`, ….
+        before: Channels of the input.
+        width: Channels of the output, a multiple of four.
+        stride: Of the 3 × 3 convolution.
+    """
 
-    Raises:
-        ConfigError: No such network.
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        inner = width // 4
+        self.layers = nn.Sequential(
+            nn.Conv2d(before, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, before, H, W) to (B, width, H / stride, W / stride)."""
+        return F.relu(self.shortcut(x) + self.layers(x))
+
+
+PLAIN, WIDE4 = (16, 16, 32, 64), (32, 64, 128, 256)
+RESNETS: dict[str, tuple[type[nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    **{f"resnet{depth}": (Block, PLAIN, 3 * ((depth - 2) // 6,)) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet8x4": (Block, WIDE4, (1, 1, 1)),
+    "resnet32x4": (Block, WIDE4, (5, 5, 5)),
+    "resnet18": (Block, (64, 64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet34": (Block, (64, 64, 128, 256, 512), (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (64, 256, 512, 1024, 2048), (3, 4, 6, 3)),
+    **{
+        f"wrn_{depth}_{width}": (
+            PreactivatedBlock,
+            (16, 16 * width, 32 * width, 64 * width),
+            3 * ((depth - 4) // 6,),
+        )
+        for depth in (16, 40)
+        for width in (1, 2)
+    },
+}
+"""Kind of block, channels of the stem and of each stage, and blocks of each stage, by name."""
+
+
+class CifarResNet(nn.Module):
+    """A residual network on small images, whose stages halve the size from the second on.
+
+    Args:
+        shape: Of the images; the size is a multiple of 2 to the power of the stages − 1.
+        classes: Number of classes.
+        name: Of `RESNETS`.
     """
 
     def __init__(self, shape: InputShape, classes: int, name: str):
         super().__init__()
-        if name in RESNETS:
-            depth, channels = RESNETS[name]
-            block, blocks = Block, (depth - 2) // 6
-        elif name in WIDE_RESNETS:
-            depth, width = WIDE_RESNETS[name]
-            channels = (16, 16 * width, 32 * width, 64 * width)
-            block, blocks = PreactivatedBlock, (depth - 4) // 6  # type: ignore[assignment]
-        else:
-            raise ConfigError(f"no network {name!r}{nearest(name, RESNETS | WIDE_RESNETS)}", key="model.name")
+        block, channels, blocks = RESNETS[name]
+        preactivated = block is PreactivatedBlock
         self.stem = nn.Conv2d(shape.channels, channels[0], 3, padding=1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(channels[0]) if block is Block else nn.Identity()
+        self.stem_norm = nn.Identity() if preactivated else nn.BatchNorm2d(channels[0])
         stages = []
         for number, (before, width) in enumerate(pairwise(channels)):
             first = block(before, width, 2 if number else 1)
-            stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(blocks - 1))))
+            stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(blocks[number] - 1))))
         self.stages = nn.ModuleList(stages)
-        self.norm = nn.Identity() if block is Block else nn.BatchNorm2d(channels[-1])
+        self.norm = nn.BatchNorm2d(channels[-1]) if preactivated else nn.Identity()
         self.classifier: nn.Module = nn.Linear(channels[-1], classes)
         self._initialise()
 

@@ -4,9 +4,10 @@ Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", ar
 
     p = softmax(s/τ), q = softmax(t/τ), (B, C)
     inter = τ²·mean_b (1 − ρ(p_b·, q_b·)),   intra = τ²·mean_c (1 − ρ(p_·c, q_·c)),   ρ: Pearson's correlation
-    L = CE(y, s) + β·inter + γ·intra
+    L = w·CE(y, s) + β·inter + γ·intra
 
-Defaults as in the official code (`hunto/DIST_KD`): τ 4, β = γ = 2 on CIFAR-100 (default), τ 1, β = γ = 2 on ImageNet.
+Defaults as in the official code (`hunto/DIST_KD`): τ 4, β = γ = 2 on CIFAR-100 (default), τ 1, β = γ = 2 on ImageNet,
+w 1 on both. PLD's paper compares with w 0.1, β = γ = 0.45, τ 1.
 A constant row or column has no correlation; it counts as 0, as there, by 1e-8 in the denominator.
 """
 
@@ -26,6 +27,9 @@ class Config(MethodConfig):
     temperature: float = hyperparameter(4.0, "τ.", source="official code, CIFAR-100", gt=0, le=100)
     beta: float = hyperparameter(2.0, "β, weight between classes.", source="paper, CIFAR-100", ge=0, le=1000)
     gamma: float = hyperparameter(2.0, "γ, weight within a class.", source="paper, CIFAR-100", ge=0, le=1000)
+    label_weight: float = hyperparameter(
+        1.0, "w, weight of the labels.", source="official code", omit_default=True, ge=0, le=1000
+    )
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -66,7 +70,8 @@ class DIST(ClassifierMethod):
 
     def terms(self, output: ClassifierOutput, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config
+        labels = label_cross_entropy(batch["label"], tempered_log_probs(output.logits), reduction="mean")
         return {
-            "cross_entropy": label_cross_entropy(batch["label"], tempered_log_probs(output.logits), reduction="mean"),
+            "cross_entropy": config.label_weight * labels,
             **dist_loss(output.logits, batch["teacher_logits"], config.temperature, config.beta, config.gamma),
         }

@@ -6,7 +6,8 @@ Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", arXiv 2203.0867
     L = CE(y, s) + w·T²·(α·TCKD + β·NCKD),          w = min(1, epoch/warm-up)
 
 All at temperature T, the teacher first. Defaults and warm-up are those of the official code
-(`megvii-research/mdistiller`) for CIFAR-100; the warm-up, 20 of 240 epochs there, is stated as a share.
+(`megvii-research/mdistiller`) for CIFAR-100; the warm-up, 20 of 240 epochs there, is stated as a share, and the first
+epoch has none of both parts (there a twentieth: it counts from 1). On ImageNet: T 1, β 0.5, no warm-up (`imagenet`).
 """
 
 from __future__ import annotations

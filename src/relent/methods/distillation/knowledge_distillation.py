@@ -5,7 +5,8 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 150
     L = α·CE(y, s) + (1 − α)·τ²·KL(softmax(t/τ) ‖ softmax(s/τ)), mean over the batch.
 
 The paper writes the second term as a cross-entropy, which has the same gradient: the teacher's entropy is constant.
-The paper gives no single α and τ; the defaults are those of the comparison that PLD's paper makes (α 0.1, τ 2).
+The paper gives no single α and τ; the defaults are those of the comparison that PLD's paper makes (α 0.1, τ 2). The
+variants are the baselines of CRD, DKD and NKD. [paper] for the loss, [code] of those for their weights.
 """
 
 from __future__ import annotations

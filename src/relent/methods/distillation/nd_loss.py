@@ -10,10 +10,11 @@ A feature shorter than the teacher's on the same item is turned and lengthened; 
 is not detached. Where the widths differ, the term sees an adapter's output (batch norm, dropout ½, linear), which is
 dropped after training: the logits come from the raw features.
 
-Formula, weights, adapter and warm-up (20 of 240 epochs, counted from 0, so that the first epoch has no soft labels) are
-those of the official code (`WangYZ1608/Knowledge-Distillation-via-ND`). It computes the class means with training
-augmentation and rounds them to four decimals; here they come from the stored outputs of the teacher, exact. The
-direction-only term, 1 − cos, is the paper's ablation; its exact form there was not read.
+Formula, weights by pair of networks, adapter and warm-up (20 of 240 epochs, 5 of 100 on ImageNet, counted from 0, so
+that the first epoch has no soft labels) are those of the official code (`WangYZ1608/Knowledge-Distillation-via-ND`). It
+computes the class means with training augmentation and rounds them to four decimals; here they come from the stored
+outputs of the teacher, exact. The direction-only term, 1 − cos, is the paper's ablation; its exact form there was not
+read.
 """
 
 from __future__ import annotations

@@ -99,8 +99,6 @@ def geometry_scores(
     """
     same, different = pair_similarities(features, labels)
     scores = {"class_similarity": float(same), "class_overlap": float(different)}
-    scores["feature_norm"] = float(features.norm(dim=1).mean())
-    scores["zero_features"] = float((features.norm(dim=1) == 0).double().mean())
     if teacher is not None and means is not None:
         scores["feature_norm_ratio"] = float((features.norm(dim=1) / teacher.norm(dim=1).clamp_min(1e-12)).mean())
         if means.shape[1] == features.shape[1]:
@@ -115,13 +113,13 @@ def geometry_scores(
 
 
 def robust_scores(folder: Path, root: zarr.Group, data: ClassificationData) -> dict[str, float]:
-    """Accuracy under each attack; worst class and worst 30 % of the classes under the first."""
+    """Accuracy under each attack, `robust_accuracy` under the first; under it the worst class and the worst 30 % of the
+    classes too."""
     scores = {}
     for number, name in enumerate(sorted(root["attacks"].keys()) if "attacks" in root else []):  # type: ignore[union-attr]
         logits, labels, _ = read_predictions(folder, f"attacks/{name}", data)
-        scores[f"robust_accuracy_{name}"] = float(robust_accuracy(logits, labels))
+        scores[f"robust_accuracy_{name}" if number else "robust_accuracy"] = float(robust_accuracy(logits, labels))
         if number == 0:
-            scores["robust_accuracy"] = scores[f"robust_accuracy_{name}"]
             scores["worst_class_robust_accuracy"] = float(worst_class_robust_accuracy(logits, labels))
             scores["tail_robust_accuracy"] = float(tail_robust_accuracy(logits, labels))
     return scores
@@ -139,7 +137,7 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     scores["worst_class_accuracy"] = float(worst_class_accuracy(logits, labels))
     for number, source in enumerate(data.sources):
         chosen = torch.from_numpy(data.source == number)[index]
-        if chosen.any():
+        if chosen.any() and not chosen.all():
             scores[f"accuracy_{source}"] = float(accuracy(logits[chosen], labels[chosen]))
     settings: dict[str, Any] = {"split": "test", "items": len(labels), "ece_bins": BINS, "module_mode": "eval"}
     teacher_features = means = None
@@ -156,7 +154,7 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         scores["people_kl"] = float(forward_kl(log_people, logits.log_softmax(-1), reduction="mean"))
     if "peer_logits" in root["test"]:  # type: ignore[operator]
         peer = scores_of(read_predictions(folder, "test", data, "peer_logits")[0], labels)
-        scores |= {f"peer_{name}": value for name, value in peer.items()}
+        scores |= {f"peer_{name}": peer[name] for name in ("accuracy", "ece")}
     place = folder / "predictions.zarr"
     head = torch.from_numpy(read_array(root, "head", place)) if "head" in root else None
     features = read_predictions(folder, "test", data, "features")[0]
@@ -202,6 +200,8 @@ def _evaluate_ranks(folder: Path, root: zarr.Group, data: ClassificationData, co
         log_prob = torch.from_numpy(read_array(root, f"{split}/log_prob", place)).double()
         found[split] = rank_scores(rank) | {"nll": float(-log_prob.mean())}
     settings |= {f"validation_{name}": value for name, value in found["validation"].items()}
+    # The loss of a spherical family knows no softmax: its likelihood is no score to be compared.
+    settings["nll"] = found["test"].pop("nll")
     rows = [{"k": k, "accuracy": found["test"]["accuracy" if k == 1 else f"top{k}_accuracy"]} for k in TOP]
     return Evaluation(found["test"] | costs, {"top_k": rows}, settings)
 

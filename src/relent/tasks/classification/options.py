@@ -199,7 +199,7 @@ class TextTransformerOptions(Strict):
 
 
 class CifarOptions(Strict):
-    """A residual network for images of 32 × 32 pixels, as distillation papers use them."""
+    """A network for images of 32 × 32 pixels, as distillation papers use them."""
 
     network: Literal["cifar"]
     name: Literal[
@@ -212,10 +212,18 @@ class CifarOptions(Strict):
         "resnet110",
         "resnet8x4",
         "resnet32x4",
+        "resnet18",
+        "resnet34",
+        "resnet50",
         "wrn_16_1",
         "wrn_16_2",
         "wrn_40_1",
         "wrn_40_2",
+        "vgg8",
+        "vgg13",
+        "mobilenet_v2",
+        "shufflenet_v1",
+        "shufflenet_v2",
     ] = Field(description="Its name in the papers.")
 
 
