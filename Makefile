@@ -26,7 +26,7 @@ run: setup
 	@relent summary
 
 test: $(VENV)/.developer
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --hypothesis-profile=ci
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci
 
 # Real services, installed from Debian where they are missing and root may: minutes, and never part of `make test`.
 test-cluster: $(VENV)/.developer

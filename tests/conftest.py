@@ -12,11 +12,18 @@ import yaml
 
 from relent.manifest.catalogue import Catalogue
 from relent.manifest.paths import Layout
+from relent.manifest.yamlfile import Document, read_yaml
 from relent.runspec import RunSpec
 from synthetic_patterns import TASK, copy_methods, write_patterns
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT / "tests" / "plugins" / "toy"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: `make test` deals files out in this order, and short ones level the end."""
+    long = {item.path for item in items if item.get_closest_marker("workflow") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +55,20 @@ def catalogue(shared_catalogue: Catalogue, tmp_path: Path) -> Catalogue:
     """The same with teachers and results in a folder of the test's own."""
     data = shared_catalogue.layout.data
     return replace(shared_catalogue, layout=Layout(data, f"{tmp_path}/teachers", f"{tmp_path}/results"))
+
+
+@pytest.fixture(scope="session")
+def read_once() -> Callable[[Path], Document]:
+    """`read_yaml` that parses a text once: each command reads all manifests, of which a test changes one at most."""
+    known: dict[str, Document] = {}
+
+    def read(path: Path) -> Document:
+        text = path.read_text(encoding="utf-8")
+        if text not in known:
+            known[text] = read_yaml(path)
+        return replace(known[text], path=path)
+
+    return read
 
 
 @pytest.fixture

@@ -12,14 +12,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relent.cli import cli
+from relent.manifest import catalogue
+from relent.manifest.yamlfile import Document
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_once: Callable[[Path], Document]) -> Iterator[Path]:
     """A folder with a copy of `config/`; the working directory of the test, and of no other user's profile."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.setattr(catalogue, "read_yaml", read_once)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     return tmp_path

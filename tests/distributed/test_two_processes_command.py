@@ -15,10 +15,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from relent.cli import main
 from synthetic_patterns import TASK
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-c", "from relent.cli import run; run()", "train", "patterns", "cross_entropy"]
+COMMAND = [sys.executable, "-c", "from relent.cli import run; run()"]
 TRAINING = TASK["scales"]["smoke"]["training"] | {"max_steps": 200, "checkpoint_every": 10, "learning_rate": 0.001}
 LAPTOP, NODES = {"devices": 2}, {"nodes": 2}
 
@@ -30,13 +31,14 @@ class Project:
         shutil.copytree(manifests, folder / "config")
         smoke = TASK["scales"]["smoke"] | {"training": TRAINING, "execution": execution}
         (folder / "config/tasks/patterns.yaml").write_text(yaml.safe_dump(TASK | {"scales": {"smoke": smoke}}))
-        self.data, self.folder = data, folder
-        self.run = folder / "results/patterns/cross_entropy/default/smoke/seed0"
+        self.folder, self.run = folder, folder / "results/patterns/cross_entropy/default/smoke/seed0"
+        places = {"manifests": folder / "config", "data": data, "results": folder / "results"}
+        self.arguments = ["train", "patterns", "cross_entropy", "--scale", "smoke"]
+        self.arguments += [f"--{name}={place}" for name, place in places.items()]
 
     def start(self, **variables: str) -> subprocess.Popen[str]:
-        places = ["--manifests", str(self.folder / "config"), "--data", str(self.data), "--results", "results"]
         return subprocess.Popen(
-            [*COMMAND, "--scale", "smoke", *places],
+            [*COMMAND, *self.arguments],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
             stdout=subprocess.DEVNULL,
@@ -72,7 +74,7 @@ def ended(running: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
 def alone(tmp_path_factory: pytest.TempPathFactory, manifests: Path, patterns: Path) -> dict[str, torch.Tensor]:
     """Weights of the run of one process."""
     project = Project(tmp_path_factory.mktemp("alone"), manifests, patterns, {})
-    assert ended([project.start()])[0] == [0]
+    main(project.arguments)
     return load_file(project.run / "weights.safetensors")
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from relent.cli import cli
+from relent.manifest import catalogue as manifests
 from relent.manifest.catalogue import Catalogue
 from relent.project import Project
 
@@ -85,8 +86,9 @@ def test_make_targets_exist():
         assert set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(encoding="utf-8"), flags=re.M)) <= known
 
 
-def test_configuration_changes_are_accepted():
+def test_configuration_changes_are_accepted(monkeypatch, read_once):
     """Every `--config` of the pages, checked as the Snakefile does."""
+    monkeypatch.setattr(manifests, "read_yaml", read_once)
     values = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     given = [command for command in commands("snakemake") if "--config" in command]
     assert len(given) > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import xarray as xr
 
 from relent.data.isentropic import FILE, SOURCE, prepare
 from relent.manifest.catalogue import Catalogue, Run
-from relent.manifest.paths import Layout
 from relent.runspec import RunSpec
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -52,8 +52,13 @@ def prepared(root: Path, dataset: xr.Dataset | None = None) -> Path:
     return root / "data"
 
 
+@cache
+def own_catalogue() -> Catalogue:
+    """The project's own manifests, read once."""
+    return Catalogue.load(CONFIG)
+
+
 def run_spec(method: str, data: Path, output: Path, seed: int = 0, **changes: Any) -> RunSpec:
     """A run of the real manifests at smoke scale on a prepared data set; `changes` are hyperparameters."""
-    catalogue = Catalogue.load(CONFIG, layout=Layout())
-    spec = catalogue.stage_spec(Run("weather_isentropic", method, "default", "smoke", seed))
+    spec = own_catalogue().stage_spec(Run("weather_isentropic", method, "default", "smoke", seed))
     return replace(spec, inputs={"data": str(data)}, output=str(output), hyperparameters=spec.hyperparameters | changes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from synthetic_atmosphere import CONFIG, run_spec
+from synthetic_atmosphere import CONFIG, own_catalogue, run_spec
 
 from relent.errors import ConfigError, DataError
 from relent.manifest.catalogue import Catalogue, Run
@@ -24,7 +24,7 @@ METHODS = ("fuxi_ens", "vae_l1_kl", "crps_only", "deterministic_l1", "gaussian_p
 
 @pytest.fixture(scope="module")
 def catalogue() -> Catalogue:
-    return Catalogue.load(CONFIG)
+    return own_catalogue()
 
 
 @pytest.fixture(scope="module")

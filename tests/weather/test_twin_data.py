@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from synthetic_atmosphere import own_catalogue
 from torch import Tensor
 
 from relent.data.quasi_geostrophic import FlowParameters, TwoLayerFlow
@@ -17,15 +18,13 @@ from relent.data.tiles import Fields, MirroredTiles, TileDataset, Windows, read_
 from relent.data.weather_twin import Moments, batches, generator, initial_state, prepare, read_flow, simulate
 from relent.errors import ConfigError, DataError
 from relent.grid import Topology
-from relent.manifest.catalogue import Catalogue, Run
+from relent.manifest.catalogue import Run
 from relent.manifest.models import Config
-from relent.manifest.paths import Layout
 from relent.methods.weather.base import FixedForecast
 from relent.runspec import RunSpec
 from relent.scores.crps import crps_ensemble
 from relent.train.stage import build, run_stage
 
-CONFIG = Path(__file__).parents[2] / "config"
 OPTIONS = {
     "size": 16,
     "train_trajectories": 3,
@@ -53,8 +52,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec(method: str, data: Path, output: Path, seed: int = 0, task: str = "weather_twin") -> RunSpec:
-    catalogue = Catalogue.load(CONFIG, layout=Layout())
-    found = catalogue.stage_spec(Run(task, method, "default", "smoke", seed))
+    found = own_catalogue().stage_spec(Run(task, method, "default", "smoke", seed))
     evaluation = found.evaluation_options | {"lead_steps": 3, "initial_stride": 2}
     options = {"inputs": {"data": str(data)}, "output": str(output), "evaluation_options": evaluation}
     return replace(found, data_options=OPTIONS, **options)
@@ -285,7 +283,7 @@ def test_other_data_have_no_perfect_ensemble(data: Path, tmp_path: Path) -> None
 
 
 def test_a_comparison_of_other_data_refuses_it_before_any_job() -> None:
-    catalogue = Catalogue.load(CONFIG)
+    catalogue = own_catalogue()
     request = {"task": "weather_isentropic", "methods": ["persistence", "perfect_ensemble"]}
     with pytest.raises(ConfigError, match=r"comparisons\.0\.methods\.1: method 'perfect_ensemble' needs data of"):
         catalogue.comparisons(Config.model_validate({"comparisons": [request]}))

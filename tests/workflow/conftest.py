@@ -1,5 +1,6 @@
 """A small project in a folder of its own: manifests, one synthetic data set without a network, Snakemake to run it."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import yaml
 
 from synthetic_patterns import TASK as PATTERNS
 from synthetic_patterns import copy_methods
+
+from . import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -60,6 +63,11 @@ class SmallProject:
         project.folder = folder
         return project
 
+    def copy(self, folder: Path) -> "SmallProject":
+        """The project with all that it has made, once more."""
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        return SmallProject.at(folder)
+
     def write(self, name: str, values: dict) -> None:
         (self.folder / name).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -86,10 +94,14 @@ class SmallProject:
         }
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        command = [str(BIN / "snakemake"), "--cores", "2", "--show-failed-logs", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
-        )
+        arguments = ("--cores", "2", "--show-failed-logs", *arguments)
+        if "-n" in arguments:
+            done = forked.snakemake(arguments, self.folder, self.environment)
+        else:
+            command = [str(BIN / "snakemake"), *arguments]
+            done = subprocess.run(
+                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
+            )
         if check and done.returncode:
             raise AssertionError(done.stdout[-3000:] + done.stderr[-6000:])
         return done
@@ -110,6 +122,7 @@ class SmallProject:
         """Make every run (not the teacher) as long as a test needs to interfere."""
         task = yaml.safe_load((self.folder / "config/tasks/patterns.yaml").read_text())
         task["scales"]["smoke"]["training"] |= {"max_steps": steps, "checkpoint_every": 50}
+        task["teachers"]["wide"]["training"]["smoke"]["checkpoint_every"] = SMOKE["training"]["checkpoint_every"]
         self.write("config/tasks/patterns.yaml", task)
 
     def planned(self, *arguments: str) -> Counter:
@@ -150,8 +163,34 @@ def project(tmp_path: Path) -> SmallProject:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
-    """A small project whose main job has run once; tests of partial reruns restore what they change."""
-    project = SmallProject(tmp_path_factory.mktemp("finished"))
-    project.snakemake("--quiet", "all")
+def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> SmallProject:
+    """A small project whose main job has run, for all processes that share the tests; not to be changed."""
+    place = tmp_path_factory.getbasetemp()
+    folder = (place if worker_id == "master" else place.parent) / "made"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            project = SmallProject(tmp_path_factory.mktemp("making"))
+            project.snakemake("--quiet", "all")
+            project.folder.rename(folder)
+    return SmallProject.at(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(made: SmallProject, tmp_path_factory: pytest.TempPathFactory) -> SmallProject:
+    """The finished project; tests of partial reruns restore what they change."""
+    return made.copy(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def continued(made: SmallProject, tmp_path: Path) -> SmallProject:
+    """The finished project in a folder of the test's own, which goes on from there."""
+    return made.copy(tmp_path)
+
+
+@pytest.fixture
+def taught(made: SmallProject, project: SmallProject) -> SmallProject:
+    """A small project with its data and its teacher, and no run."""
+    for name in ("data", "teachers"):
+        shutil.copytree(made.folder / name, project.folder / name)
     return project

@@ -13,6 +13,7 @@ import pytest
 
 from relent.cli import main as relent
 from relent.errors import RelentError
+from relent.manifest.catalogue import Catalogue
 from relent.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Project:
     values = {"scale": "smoke", "seeds": [0], **folders}
     project = Project.load(values, file=ROOT / "config" / "config.yaml")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Catalogue, "load", lambda *_: project.catalogue)  # which every command would read again
         patch.setenv("RELENT_MANIFESTS", str(ROOT / "config"))
         for name, folder in folders.items():
             patch.setenv(f"RELENT_{name.upper()}", folder)
@@ -70,6 +72,14 @@ def test_every_run_has_a_finite_primary_score(group):
     for run in runs:
         scores = json.loads(Path(group.run_folder(run), "scores.json").read_text())["scores"]
         assert math.isfinite(scores[group.catalogue.tasks[run.task].primary_metric])
+
+
+def test_runs_are_scored_by_what_their_task_lists_and_by_nothing_else(group):
+    for comparison in group.comparisons:
+        if comparison.task in group.groups()["classification"]:
+            folders = [Path(group.run_folder(run)) for run in comparison.runs]
+            made = {name for folder in folders for name in json.loads((folder / "scores.json").read_text())["scores"]}
+            assert made == group.catalogue.tasks[comparison.task].metrics.keys(), comparison.task
 
 
 def test_every_claim_finds_its_metric_and_its_baseline(group):

@@ -128,41 +128,35 @@ def test_snakemake_prints_that_line_before_any_job(wrong):
     assert "Traceback" not in done.stderr
 
 
-def test_broken_data_is_found_before_any_job(project):
-    project.config(methods=["cross_entropy"], seeds=[0])
-    project.snakemake("data", "--quiet", "all")
-    folder = project.folder / "data/patterns/smoke/dataset.zarr/inputs/c"
+def test_broken_data_is_found_before_any_job(taught):
+    folder = taught.folder / "data/patterns/smoke/dataset.zarr/inputs/c"
     chunks = sorted(path for path in folder.rglob("*") if path.is_file())
     kept = chunks[0].read_bytes()
     chunks[0].write_bytes(kept[:100])
-    done = project.snakemake(check=False)
+    done = taught.snakemake(check=False)
     assert "cannot be decoded" in done.stderr
     chunks[0].unlink()
-    done = project.snakemake(check=False)
+    done = taught.snakemake(check=False)
     assert "a chunk is missing" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (project.folder / "results").exists()
+    assert not (taught.folder / "results").exists()
 
 
-def test_teacher_with_other_classes_is_refused(project):
-    project.config(methods=["knowledge_distillation"], seeds=[0])
-    project.snakemake("teachers/patterns/wide/smoke/config.json", "--quiet", "all")
-    outputs = project.folder / "teachers/patterns/wide/smoke/outputs.zarr/zarr.json"
+def test_teacher_with_other_classes_is_refused(taught):
+    outputs = taught.folder / "teachers/patterns/wide/smoke/outputs.zarr/zarr.json"
     outputs.write_text(outputs.read_text().replace('"class 3"', '"class 3", "class 4"'))
-    done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
+    done = taught.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
     assert done.returncode == 1
     assert "the teacher knows 5 classes" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_nan_in_a_teachers_output_is_refused(project):
+def test_nan_in_a_teachers_output_is_refused(taught):
     import zarr
 
-    project.config(methods=["knowledge_distillation"], seeds=[0])
-    project.snakemake("teachers/patterns/wide/smoke/config.json", "--quiet", "all")
-    logits = zarr.open_group(project.folder / "teachers/patterns/wide/smoke/outputs.zarr", mode="a")["logits"]
+    logits = zarr.open_group(taught.folder / "teachers/patterns/wide/smoke/outputs.zarr", mode="a")["logits"]
     logits[3, 1] = float("nan")
-    done = project.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
+    done = taught.relent("train", "patterns", "knowledge_distillation", "--scale", "smoke")
     assert done.returncode == 1
     assert "outputs.zarr/logits: holds NaN" in done.stderr
 
@@ -175,15 +169,18 @@ def test_unwritable_results_folder_is_refused(project):
     assert "Traceback" not in done.stderr
 
 
-def test_tracking_server_that_is_away_fails_its_rule_alone(project):
-    project.config(methods=["cross_entropy"], seeds=[0], tracking={"uri": "http://user:secret@127.0.0.1:9/"})
-    done = project.snakemake("--keep-going", check=False)
+def test_tracking_server_that_is_away_fails_its_rule_alone(continued):
+    page, receipt = (continued.folder / "results" / name for name in ("patterns/comparison.html", "tracking.json"))
+    page.unlink()
+    receipt.unlink()
+    continued.config(methods=["cross_entropy"], seeds=[0], tracking={"uri": "http://user:secret@127.0.0.1:9/"})
+    done = continued.snakemake("--keep-going", check=False)
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert "127.0.0.1:9" in output
     assert "secret" not in output
-    assert (project.folder / "results/patterns/comparison.html").is_file()
-    assert not (project.folder / "results/tracking.json").exists()
+    assert page.is_file()
+    assert not receipt.exists()
 
 
 def test_task_manifest_of_these_tests_is_valid():

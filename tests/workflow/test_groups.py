@@ -53,34 +53,34 @@ def test_a_wrong_group_is_refused_before_any_job(project: SmallProject):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_group_runs_is_tracked_and_reported(project: SmallProject):
-    """From nothing to the group's page; then it is in the store and in the report, and nothing runs again."""
-    grouped(project)
-    done = project.snakemake("which_objective", "--quiet", "all")
+def test_a_group_runs_is_tracked_and_reported(continued: SmallProject):
+    """From one task's runs to the group's page; then it is in the store and in the report, and nothing runs again."""
+    grouped(continued)
+    done = continued.snakemake("which_objective", "--quiet", "all")
     assert "which_objective: better than the baseline" in done.stdout + done.stderr
-    folder = project.folder / "results" / "which_objective"
+    folder = continued.folder / "results" / "which_objective"
     overview = json.loads((folder / "overview.json").read_text())
     assert [task["name"] for task in overview["tasks"]] == GROUP["tasks"]
     assert [goal["goal"] for goal in overview["goals"]] == list(GROUP["goals"])
     assert "Which &lt;objective&gt;?" in (folder / "overview.html").read_text()
     assert "calibration & more" in (folder / "overview.csv").read_text()
 
-    shown = " ".join(project.relent("show", "pld").stdout.split())
+    shown = " ".join(continued.relent("show", "pld").stdout.split())
     assert "what to use when: which_objective, scale smoke" in shown
-    again = project.relent("overview", "which_objective")
+    again = continued.relent("overview", "which_objective")
     assert again.returncode == 0, again.stderr
 
-    report = project.folder / "report.zip"
-    project.snakemake("results/tracking.json", "--quiet", "all")
-    with closing(sqlite3.connect(project.folder / "mlflow" / "mlflow.db")) as store:
+    report = continued.folder / "report.zip"
+    continued.snakemake("results/tracking.json", "--quiet", "all")
+    with closing(sqlite3.connect(continued.folder / "mlflow" / "mlflow.db")) as store:
         names = {name for (name,) in store.execute("select name from experiments")}
         runs = {name for (name,) in store.execute("select name from runs")}
     assert {"which_objective", "patterns", "stripes"} <= names
     assert "overview smoke" in runs
-    project.snakemake("which_objective", "--report", str(report), "--quiet", "all")
+    continued.snakemake("which_objective", "--report", str(report), "--quiet", "all")
     assert report.stat().st_size > 10_000
 
-    project.edit("config/config.yaml", "Which <objective>?", "Which one?")
-    jobs = project.planned("which_objective")
+    continued.edit("config/config.yaml", "Which <objective>?", "Which one?")
+    jobs = continued.planned("which_objective")
     assert jobs["overview"] == 1
     assert not {"compare", "page", "student"} & set(jobs)

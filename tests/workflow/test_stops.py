@@ -46,14 +46,14 @@ def log(project: SmallProject) -> str:
 
 
 @pytest.fixture
-def interrupted(project: SmallProject):
+def interrupted(taught: SmallProject):
     """A project whose only long training is in the middle; what still runs afterwards is ended."""
-    project.long_training(4000)
-    target = str(project.run("pld").relative_to(project.folder) / "config.json")
-    process = project.start(*RUN, target)
-    wait_for(lambda: checkpoint(project))
-    yield project, process, target
-    for number in [process.pid, *training(project)]:
+    taught.long_training(4000)
+    target = str(taught.run("pld").relative_to(taught.folder) / "config.json")
+    process = taught.start(*RUN, target)
+    wait_for(lambda: checkpoint(taught))
+    yield taught, process, target
+    for number in [process.pid, *training(taught)]:
         try:
             os.kill(number, signal.SIGKILL)
         except ProcessLookupError:
@@ -114,26 +114,26 @@ def test_terminated_workflow_leaves_a_checkpoint(interrupted):
     assert "results/patterns/pld/default/smoke/seed0" in line
 
 
-def test_code_that_is_edited_while_jobs_wait_is_not_mixed(project: SmallProject):
+def test_code_that_is_edited_while_jobs_wait_is_not_mixed(taught: SmallProject):
     """One run trains while a shared module is edited: no other starts, and the next call runs all anew."""
-    project.long_training(2000)
-    project.config(methods=["cross_entropy", "pld"], seeds=[0, 1])
-    process = project.start("--keep-going", "--config", "methods=pld")
-    wait_for(lambda: any(project.folder.glob("results/patterns/pld/default/smoke/seed*/checkpoints/*/last.ckpt")))
-    project.edit(
+    taught.long_training(2000)
+    taught.config(methods=["cross_entropy", "pld"], seeds=[0, 1])
+    process = taught.start("--keep-going", "--config", "methods=pld")
+    wait_for(lambda: any(taught.folder.glob("results/patterns/pld/default/smoke/seed*/checkpoints/*/last.ckpt")))
+    taught.edit(
         "src/relent/divergences/ranking.py", "    steps = left - chosen\n", "    steps = 1.0 * (left - chosen)\n"
     )
     assert process.wait(200) != 0
-    whole = list(project.folder.glob("results/patterns/pld/default/smoke/seed*/weights.safetensors"))
+    whole = list(taught.folder.glob("results/patterns/pld/default/smoke/seed*/weights.safetensors"))
     assert len(whole) == 1, "the run that trained when the code was edited; no other has begun"
     refused = [
         path
-        for path in (project.folder / "logs").rglob("*.log")
+        for path in (taught.folder / "logs").rglob("*.log")
         if "changed after this job was planned" in path.read_text()
     ]
     assert any("student" in path.parts for path in refused)
-    assert not list(project.folder.glob("results/patterns/*.csv"))
-    jobs = project.planned("--config", "methods=pld")
+    assert not list(taught.folder.glob("results/patterns/*.csv"))
+    jobs = taught.planned("--config", "methods=pld")
     assert jobs["student pld 0"] == jobs["student pld 1"] == 1
 
 
