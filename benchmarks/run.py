@@ -215,6 +215,25 @@ BENCHMARKS = {
         ours=lambda row: row["contender"] == "relent",
         compared={"cpu_seconds": "fewer CPU seconds"},
     ),
+    "alignment": Benchmark(
+        "bench_alignment.py",
+        "Aligning a language model",
+        "DPO and sampling with a small GPT-2 of random weights, on pairs of random words: our workflow's stages "
+        "against TRL's trainer and `transformers`. The reference's log-probabilities are computed once and read from a "
+        "store, or by a second network on every batch. Peak memory is that of the whole process, its libraries "
+        "included. Ratios are to the first row of a table, taken within a round.",
+        {
+            "variant": "what",
+            **TIMES,
+            "pairs_per_second": "pairs / s",
+            "tokens_per_second": "tokens / s",
+            **RATIOS,
+            "peak_mb": "peak MB",
+            "peak_mb_ratio": "peak MB, ratio",
+        },
+        ours=lambda row: row["contender"].startswith("relent"),
+        compared={"seconds": "faster", "cpu_seconds": "fewer CPU seconds", "peak_mb": "less memory"},
+    ),
     "output_layer": Benchmark(
         "bench_output_layer.py",
         "Output layers over the number of classes",

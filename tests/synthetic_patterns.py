@@ -38,6 +38,18 @@ TASK: dict[str, Any] = {
         "ece": {"title": "ECE", "direction": "lower"},
         "peer_accuracy": {"title": "Peer accuracy", "direction": "higher"},
         "tail_robust_accuracy": {"title": "Tail robust accuracy", "direction": "higher"},
+        # What else a run may be scored by.
+        "worst_class_accuracy": {"title": "Worst class"},
+        "accuracy_even": {"title": "Accuracy, even"},
+        "accuracy_odd": {"title": "Accuracy, odd"},
+        "teacher_agreement": {"title": "Agreement"},
+        "teacher_kl": {"title": "KL to teacher"},
+        "class_similarity": {"title": "Similarity"},
+        "sam_sharpness": {"title": "SAM sharpness"},
+        "robust_accuracy": {"title": "Robust accuracy"},
+        "worst_class_robust_accuracy": {"title": "Worst class under attack"},
+        "peer_ece": {"title": "Peer ECE"},
+        "peak_memory_mb": {"title": "Memory"},
     },
     "teachers": {
         "wide": {

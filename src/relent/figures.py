@@ -38,9 +38,9 @@ def with_units(text: str, units: str) -> str:
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each label, the same in every figure that draws them."""
+    """Colour and marker of each label, the same in every figure that draws them; no pair twice among 64 labels."""
     return {
-        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
         for i, label in enumerate(labels)
     }
 

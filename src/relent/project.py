@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from relent.data.options import PairFileOptions
 from relent.data.receipt import NAME as RECEIPT
 from relent.data.receipt import refresh_receipt
 from relent.errors import ConfigError
@@ -273,6 +274,15 @@ class Project:
     def data_json(self, task: str, scale: str) -> str:
         """What decides a data set, apart from its sources."""
         return canonical(self.catalogue.scale_of(self.catalogue.tasks[task], scale).data)
+
+    def data_inputs(self, task: str, scale: str) -> list[str]:
+        """Files that a data set is prepared from: receipts of its sources, and the user's own files of pairs."""
+        manifest = self.catalogue.tasks[task]
+        receipts = [f"{self.layout.source(source)}/{RECEIPT}" for source in manifest.sources]
+        if manifest.data_module != "relent.data.preference_files":
+            return receipts
+        options = PairFileOptions(**self.catalogue.scale_of(manifest, scale).data)
+        return receipts + [str(file) for file in options.files()]
 
     def data_code(self, task: str) -> str:
         """Fingerprint of the code that prepares a data set."""

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from relent.data import preferences, sentiment
+from relent.data import preferences, sentiment, word_vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"good": 1.5, "bad": -1.5, "film": 0.0, "the": 0.0, "very": 0.2, "not": -0.4, "rare": 0.0}
@@ -52,13 +54,27 @@ def write_archive(folder: Path, texts: int = 400, seed: int = 0) -> Path:
     return folder
 
 
+def write_encoder(folder: Path, size: int = 8, seed: int = 0) -> Path:
+    """A sentence encoder as WordLlama lays it out: random vectors of the pieces that a small BPE makes of the words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=28, special_tokens=["<s>"], show_progress=False)
+    tokenizer.train_from_iterator([" ".join(WORDS)], trainer)
+    vectors = np.random.default_rng(seed).normal(size=(tokenizer.get_vocab_size(), size)).astype(np.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / word_vectors.TOKENIZER))
+    save_file({"embedding.weight": vectors}, folder / word_vectors.WEIGHTS)
+    return folder
+
+
 def prepare(folder: Path, out: Path, **changes: Any) -> Path:
-    """Prepare the data set of the archive in `folder`."""
+    """Prepare the data set of the archive in `folder`, with word vectors of an encoder beside it."""
+    encoder = write_encoder(folder.parent / "encoder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sentiment, "DOMAINS", {"films": ("films", 400)})
         patch.setattr(preferences, "RATER_PAIRS", 2000)
         out.mkdir(parents=True)
-        preferences.prepare({"vader_ratings": folder}, out, OPTIONS | changes)
+        preferences.prepare({"vader_ratings": folder, "wordllama": encoder}, out, OPTIONS | changes)
     return out
 
 

@@ -15,18 +15,14 @@ from scipy.stats import entropy, wasserstein_distance
 from sklearn.metrics import davies_bouldin_score
 from torch import Tensor
 
+from relent.methods.alignment.alignment_quality import alignment_quality_index, davies_bouldin, dunn_index
 from relent.methods.alignment.dpo import dpo_loss
-from relent.methods.alignment.dpo_kernels import (
+from relent.methods.alignment.dpo_kernels import diffusion_margin, dpo_kernels_loss, policy_divergence
+from relent.methods.alignment.sentence_kernels import (
     KERNEL_FLOOR,
     KernelMixture,
-    alignment_quality_index,
-    davies_bouldin,
-    diffusion_margin,
-    dpo_kernels_loss,
-    dunn_index,
     invalid_share,
     log_kernel,
-    policy_divergence,
     precision_factor,
 )
 

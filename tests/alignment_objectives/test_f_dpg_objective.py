@@ -7,26 +7,22 @@ import math
 import pytest
 import torch
 from enumerated import BASE, POLICY, REWARD, close, draw, few, gradient, language, seeds, table, tensor
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import root
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl, jensen_shannon, total_variation
 from relent.divergences.f_divergence import get_f_divergence
-from relent.methods.alignment.f_dpg import (
+from relent.methods.alignment.f_dpg import context_mean, f_dpg_loss, pseudo_rewards
+from relent.methods.alignment.importance import (
     RunningNormaliser,
     WindowBaseline,
-    context_mean,
     divergence_estimates,
-    exponential_target,
-    f_dpg_loss,
-    fit_coefficients,
-    pointwise_target,
-    pseudo_rewards,
-    reward_target,
+    proposal_advantage,
 )
 from relent.methods.alignment.rl_kl_bayes import kl_regularised_objective, kl_rl_loss
+from relent.methods.alignment.targets import exponential_target, fit_coefficients, pointwise_target, reward_target
 
 # The paper's names, and those of the registry with the target p first.
 NAMES = {
@@ -255,6 +251,7 @@ class TestTargets:
 
     @few
     @given(seeds)
+    @example(4236609)
     def test_several_moments(self, seed: int):
         """Against scipy's root finder, and by the property that defines the projection."""
         base = draw(12, seed=seed).log_softmax(-1)
@@ -274,6 +271,17 @@ class TestTargets:
         for step in (-1e-3, 1e-3):
             other = p + step * null * p.min()
             assert (other * (other.log() - base)).sum() > (p * (p.log() - base)).sum()
+
+    def test_one_coefficient_for_several_prompts(self):
+        """The moment is met on average over the prompts; a sequence of weight −inf is none."""
+        base, phi = draw(3, 8).log_softmax(-1), draw(3, 8, 2, seed=1)
+        base[0, 5:] = -math.inf
+        moments = torch.stack([p @ f for p, f in zip(base.softmax(-1), phi)]).mean(0) + tensor(0.2, -0.1)
+        fit = fit_coefficients(phi, moments, base, tolerance=1e-11)
+        tilted = (base + phi @ fit.coefficients).softmax(-1)
+        close(torch.stack([p @ f for p, f in zip(tilted, phi)]).mean(0), moments, 1e-9)
+        alone = fit_coefficients(phi[1], phi[1].mean(0), base[1], tolerance=1e-11)
+        close(fit_coefficients(phi[1:2], phi[1].mean(0), base[1:2], tolerance=1e-11).coefficients, alone.coefficients)
 
     def test_samples_of_a_proposal(self):
         """Self-normalised: with q's samples as atoms, weighted by log a − log q, the estimate tends to the exact λ."""
@@ -398,6 +406,15 @@ class TestContexts:
 
 
 class TestEstimates:
+    def test_which_of_policy_and_proposal_is_nearer_to_the_target(self):
+        """By enumeration: E_q of the terms is KL(p‖q) − KL(p‖π), and a sample without P or Z counts for nothing."""
+        drawn, log_p = draw(3, seed=5).log_softmax(-1), BASE.log()
+        unnormalised, log_z = log_p + 0.4, torch.full((3,), 0.4, dtype=torch.float64)
+        terms = proposal_advantage(POLICY.log(), unnormalised, drawn, log_z)
+        close((drawn.exp() * terms).sum(), forward_kl(log_p, drawn) - forward_kl(log_p, POLICY.log()))
+        unnormalised[0], log_z[1] = -math.inf, -math.inf
+        assert proposal_advantage(POLICY.log(), unnormalised, drawn, log_z).tolist()[:2] == [0.0, 0.0]
+
     def test_exact_when_every_sequence_is_weighted_by_the_proposal(self):
         """With a uniform q, the sample of all sequences is its own expectation."""
         target, policy = draw(2, 8).log_softmax(-1)

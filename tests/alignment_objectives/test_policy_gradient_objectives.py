@@ -19,7 +19,7 @@ from relent.methods.alignment.policy_gradient import (
     score_function_loss,
     token_rewards,
 )
-from relent.methods.alignment.ppo import (
+from relent.methods.alignment.proximal import (
     clipped_share,
     generalised_advantages,
     ppo_policy_loss,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from relent.divergences.discrete import entropy, forward_kl
-from relent.methods.alignment.f_dpg import exponential_target, fit_coefficients
 from relent.methods.alignment.policy_gradient import leave_one_out_mean
 from relent.methods.alignment.rl_kl_bayes import (
     collapsed_optimum,
@@ -26,6 +25,7 @@ from relent.methods.alignment.rl_kl_bayes import (
     kl_rl_loss,
     posterior,
 )
+from relent.methods.alignment.targets import exponential_target, fit_coefficients
 
 PRIOR = BASE.log()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from relent.divergences.discrete import forward_kl
 from relent.methods.alignment.policy_gradient import token_rewards
-from relent.methods.alignment.ppo import generalised_advantages, ppo_policy_loss
+from relent.methods.alignment.proximal import generalised_advantages, ppo_policy_loss
 from relent.methods.alignment.rl_kl_bayes import expected_reward, posterior
 from relent.methods.alignment.salsa import interpolated, mean_reference_log_probs, output_soup, soup
 

@@ -250,12 +250,21 @@ def terms(self, output, batch):
 
 
 def test_a_claim_on_a_score_that_is_not_made_is_found(broken):
-    claim = {"id": "c", "text": "t", "kind": "mechanism", "metric": "missing", "baseline": "cross_entropy"}
+    claim = {"id": "c", "text": "t", "kind": "mechanism", "metric": "peer_ece", "baseline": "cross_entropy"}
     subject = broken("def terms(self, output, batch): return {'loss': output.logits.square().mean()}")
     claims = [*subject.catalogue.methods["pld"].claims[:1]]
     wanted = claims[0].model_copy(update=claim | {"direction": "higher"})
     method = subject.method.model_copy(update={"claims": [wanted]})
-    assert_failed(check_evaluation(replace(subject, method=method)), "missing")
+    assert_failed(check_evaluation(replace(subject, method=method)), "no score peer_ece")
+
+
+def test_a_score_that_the_task_does_not_list_is_found(catalogue, tmp_path):
+    subject = Subject.of(catalogue, "toy", None, "smoke", tmp_path / "work")
+    listed = {name: metric for name, metric in subject.task.metrics.items() if name != "teacher_kl"}
+    shorter = replace(subject, task=subject.task.model_copy(update={"metrics": listed}))
+    result = check_evaluation(shorter)
+    assert_failed(result, "does not list the score teacher_kl")
+    assert "under metrics of the task patterns" in result.advice
 
 
 def test_a_method_without_training_is_left_alone(broken):

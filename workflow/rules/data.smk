@@ -27,10 +27,7 @@ rule fetch:
 
 rule prepare:
     input:
-        lambda w: [
-            f"{DATA}/sources/{source}/receipt.json"
-            for source in CATALOGUE.tasks[w.task].sources
-        ],
+        lambda w: PROJECT.data_inputs(w.task, w.scale),
     output:
         receipt=f"{DATA}/{{task}}/{{scale}}/receipt.json",
     log:

@@ -105,7 +105,7 @@ def check_baseline_limit(subject: Subject) -> CheckResult:
     if baseline not in subject.catalogue.methods:
         return failed(name, f"there is no method {baseline!r}", "name a method of the catalogue in baseline_limit")
     final = list(subject.specs("limit").values())[-1].hyperparameters
-    recipe = {key: final[key] for key in MethodConfig.model_fields}
+    recipe = {key: value for key, value in final.items() if key in MethodConfig.model_fields}
     expected = weights(subject.trained("baseline", method=baseline, hyperparameters=recipe))
     wrong = differing(expected, weights(subject.trained("limit", hyperparameters=values)))
     settings = ", ".join(f"{key} = {value}" for key, value in values.items())
@@ -119,17 +119,23 @@ def check_baseline_limit(subject: Subject) -> CheckResult:
 
 
 def check_evaluation(subject: Subject) -> CheckResult:
-    """The run's scores are finite and hold the primary metric and those that the method's claims need."""
+    """The run's scores are finite, are metrics of the task, and hold the primary one and those of the claims on it."""
     folder = subject.trained("first")
     inputs = {"data": subject.catalogue.layout.dataset(subject.task.name, subject.scale)}
     if subject.task.teachers:
         inputs["teacher"] = subject.teacher(next(iter(subject.task.teachers)))
     scores = evaluate_run(folder, inputs).scores
-    claimed = {c.metric for c in subject.method.claims if not c.tasks or subject.task.name in c.tasks}
+    here = [c for c in subject.method.claims if not c.tasks or subject.task.name in c.tasks]
+    here = [c for c in here if c.variant in (None, subject.method.default_variant)]
+    claimed = {c.metric for c in here if c.metric in subject.task.metrics}
     missing = sorted(({subject.task.primary_metric} | claimed) - set(scores))
     if missing:
         advice = f"let relent.tasks.{subject.task.kind}.evaluation compute it, or claim another metric"
         return failed("evaluation", f"no score {', '.join(missing)}", advice)
+    unlisted = sorted(set(scores) - set(subject.task.metrics))
+    if unlisted:
+        advice = f"list it under metrics of the task {subject.task.name}, with a title, or do not compute it"
+        return failed("evaluation", f"the task does not list the score {', '.join(unlisted)}", advice)
     infinite = [key for key, value in scores.items() if not math.isfinite(value)]
     if infinite:
         return failed("evaluation", f"{infinite[0]} is not finite", "see that the predictions are finite")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -105,6 +106,63 @@ class FolderOptions(BaseModel):
         if self.crop > self.side:
             raise ValueError(f"crop {self.crop} is larger than the stored side {self.side}")
         return self
+
+
+class PairFileOptions(BaseModel):
+    """Preference pairs of the user's own: a prompt, a preferred completion, another one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="File of JSON lines (`.jsonl`) or parquet (`.parquet`), or a folder of such files, with the "
+        "columns `prompt`, `chosen` and `rejected`: texts, or lists of messages (`role`, `content`).",
+    )
+    ratings: int | None = Field(
+        None,
+        ge=20,
+        description="In place of `path`: so many pairs out of the source `vader_ratings`, written as `pairs.jsonl` "
+        "beside the data; an example of such a file.",
+    )
+    tokenizer: str | None = Field(
+        None, min_length=1, description="The model's tokeniser: folder, or hub name that is in the local cache."
+    )
+    revision: str = Field("main", description="Commit or branch of a hub name; pin a commit.")
+    vocabulary: int | None = Field(
+        None,
+        ge=257,
+        le=2**20,
+        description="In place of `tokenizer`: tokens of a byte-level one that is trained on the pairs.",
+    )
+    prompt_length: int = Field(
+        512, ge=1, le=2**20, description="Tokens of a prompt, at most; of a longer one the beginning is cut off."
+    )
+    length: int = Field(
+        512,
+        ge=1,
+        le=2**20,
+        description="Tokens of a completion, its end of text among them, at most; of a longer one the end is cut off.",
+    )
+    validation: float = Field(0.05, gt=0, lt=1, description="Share of the prompts whose pairs are for validation.")
+    test: float = Field(0.05, gt=0, lt=1, description="Share of the prompts on which runs are scored.")
+    row: int = Field(1024, ge=4, description="Tokens of a row of packed texts, where the base model is trained.")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> PairFileOptions:
+        if (self.path is None) == (self.ratings is None):
+            raise ValueError("give one of `path` (a file of pairs) and `ratings` (a number of example pairs)")
+        if (self.tokenizer is None) == (self.vocabulary is None):
+            raise ValueError("give one of `tokenizer` (the model's) and `vocabulary` (for one that is trained)")
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test must sum to less than 1: the rest is trained on")
+        return self
+
+    def files(self) -> list[Path]:
+        """The file that `path` names, or those of its folder in the order of their names; none where nothing is."""
+        path = Path(self.path or "")
+        found = sorted(path.iterdir()) if self.path and path.is_dir() else [path]
+        return [file for file in found if file.is_file() and file.suffix in (".jsonl", ".parquet")]
 
 
 OPTIONS: dict[str, type[DataOptions]] = {

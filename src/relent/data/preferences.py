@@ -31,6 +31,7 @@ from scipy.special import expit, log_expit
 from relent.data.receipt import write_receipt
 from relent.data.sentiment import FILE, Rated, read
 from relent.data.texts import split_by_group
+from relent.data.word_vectors import VECTORS, word_vectors
 from relent.errors import DataError
 from relent.language.tokenizers import word_level_of, write_tokenizer
 
@@ -200,7 +201,8 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     """Write texts, prompts, reward and tokeniser.
 
     Args:
-        sources: Folder of the source `vader_ratings`.
+        sources: Folder of the source `vader_ratings`; with that of `wordllama`, words get vectors by which methods may
+            embed sentences.
         out: Folder to write into.
         options: `vocabulary` V, the end of text included; `prompt_words`; `prompts`, `validation_prompts`,
             `test_prompts`.
@@ -225,6 +227,9 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     reward = fit_reward(texts, rated, split, options["vocabulary"], seed)
     found = beginnings([t for t, part in zip(texts, split) if part == 0], options["prompt_words"], options["prompts"])
     _write(out, texts, split, found, reward, options, seed)
+    if "wordllama" in sources:
+        vectors = word_vectors(Path(sources["wordllama"]), [None, *words])
+        zarr.open_group(out / "dataset.zarr").create_array(VECTORS, data=vectors)
     attributes: dict[str, Any] = {
         "words": ["<end>", *words],
         "end": END,

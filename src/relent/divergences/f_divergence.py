@@ -107,6 +107,7 @@ def _forward_kl() -> FDivergence:
         weight=torch.exp,
         model_generator=lambda u: u.expm1() - u,
         values=discrete.forward_kl,
+        score_form=lambda u: -(-u).expm1(),
         score_exponent=-1.0,
         dual_slope_at_zero=-_INF,
     )
@@ -126,6 +127,7 @@ def _reverse_kl() -> FDivergence:
         # t log t − t + 1, written so that it stays exact near u = 0.
         model_generator=lambda u: u.exp() * ((-u).expm1() + u),
         values=discrete.reverse_kl,
+        score_form=lambda u: u,
         dual_slope_at_zero=-_INF,
     )
 

@@ -65,6 +65,7 @@ class FDivergence:
         weight: :math:`f''(e^\ell) e^{2\ell}` as a function of ℓ = log(target/approx).
         model_generator: ``sample_term`` as a function of u.
         values: D_f from log-probabilities, [..., C] each, giving [...].
+        score_form: the score as a function of u, where f°′(e^u) − f°′(1) would lose digits near u = 0.
         score_exponent: s where the score contains exp(s·u) that can overflow (−1 for the forward KL), else None.
         dual_slope_at_zero: :math:`f^{\circ\prime}(0+)`; −inf is the admissibility condition of f-DPO.
     """
@@ -80,6 +81,7 @@ class FDivergence:
     weight: TensorFunction | None = None
     model_generator: TensorFunction | None = None
     values: ValueFunction | None = None
+    score_form: TensorFunction | None = None
     score_exponent: float | None = None
     dual_slope_at_zero: float | None = None
 
@@ -141,6 +143,8 @@ class FDivergence:
         if exponent_ceiling is not None and self.score_exponent is not None:
             bound = exponent_ceiling / self.score_exponent
             log_ratio = log_ratio.clamp(min=bound) if bound < 0 else log_ratio.clamp(max=bound)
+        if self.score_form is not None:
+            return self.score_form(log_ratio)
         return self.dual_derivative(log_ratio) - self.dual_derivative(torch.zeros_like(log_ratio))
 
     @property
@@ -275,6 +279,7 @@ class FDivergence:
             weight=times(self.weight),
             model_generator=times(self.model_generator),
             values=None if values is None else lambda lp, lq: factor * values(lp, lq),
+            score_form=times(self.score_form),
             score_exponent=self.score_exponent,
             dual_slope_at_zero=number(self.dual_slope_at_zero),
         )

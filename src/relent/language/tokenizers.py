@@ -1,21 +1,33 @@
 """Tokenisers: a model's own, or a small one made by a rule and kept as one file, `tokenizer.json`.
 
 A tokeniser is part of the data: its file lies in the data set's folder, whose receipt holds its SHA-256. Everything
-here
-is deterministic: the same texts give the same file.
+here is deterministic: the same texts give the same file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from relent.data.receipt import sha256
-from relent.errors import DataError
+from relent.errors import ConfigError, DataError
 
-__all__ = ["END", "UNKNOWN", "byte_level_bpe", "read_tokenizer", "word_level", "word_level_of", "write_tokenizer"]
+__all__ = [
+    "END",
+    "UNKNOWN",
+    "byte_level_bpe",
+    "model_tokenizer",
+    "read_tokenizer",
+    "token_digest",
+    "word_level",
+    "word_level_of",
+    "write_tokenizer",
+]
 
 END = "<end>"
 """Stands before and after every text, id 0."""
@@ -113,3 +125,29 @@ def read_tokenizer(folder: Path | str, checksum: str | None = None) -> Tokenizer
     if checksum is not None and sha256(path) != checksum:
         raise DataError(f"{path}: is not the tokeniser that the token ids were made with; prepare the data again")
     return Tokenizer.from_file(str(path))
+
+
+def model_tokenizer(place: str, revision: str = "main", key: str = "data.tokenizer") -> Any:
+    """The tokeniser of a `transformers` model.
+
+    Args:
+        place: Folder, or hub name that is in the local cache.
+        revision: Commit or branch of a hub name.
+        key: Option that named it, for the error.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        advice = "" if Path(place).is_dir() else "; jobs do not download: fetch it before (`hf download NAME`)"
+        raise ConfigError(f"{place}: holds no tokeniser ({first}){advice}", key=key) from None
+
+
+def token_digest(tokenizer: Any) -> str:
+    """SHA-256 of the tokens of a `transformers` tokeniser and their ids: what ids mean."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

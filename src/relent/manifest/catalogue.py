@@ -182,11 +182,26 @@ class Catalogue:
                     f"task {without[0].name!r} has no metric {claim.metric!r}{nearest(claim.metric, metrics)}",
                     *("claims", position, "metric"),
                 )
+        self._check_reads(method)
         for variant_name in method.variants:
             for task in self.tasks.values():
                 if method.fits(task):
                     for scale in task.scales:
                         self._hyperparameters(task, task.scales[scale], method, variant_name, scale)
+
+    def _check_reads(self, method: Method) -> None:
+        """A method that a variant reads is there, reads no other, and has no name that an input has already."""
+        for variant_name, variant in method.variants.items():
+            for position, name in enumerate(variant.reads):
+                key = ("variants", variant_name, "reads", position)
+                if name not in self.methods:
+                    raise self.document(method).error(f"no method {name!r}{nearest(name, self.methods)}", *key)
+                other = self.methods[name]
+                if name in (method.name, *method.stages) or other.variants[other.default_variant].reads:
+                    raise self.document(method).error(
+                        f"{name!r} may be neither the method itself nor one of its stages, nor read a run in its turn",
+                        *key,
+                    )
 
     def claim_tasks(self, method: Method, names: Iterable[str]) -> list[Task]:
         """Tasks on which a claim may be checked: those named, else all that the method fits."""
@@ -288,6 +303,9 @@ class Catalogue:
         if final and start is not None:
             before = self.stage_spec(replace(run, variant=start.variant))
             inputs["start"], upstream["start"] = before.output, before.plan()
+        for name in method.variants[run.variant].reads if final else ():
+            other = self.stage_spec(replace(run, method=name, variant=self.methods[name].default_variant))
+            inputs[name], upstream[name] = other.output, other.plan()
         spec = self._spec(task, settings, method, values, run.variant, run.scale, run.seed, stage, settings.model)
         output = folder if final else f"{folder}/stages/{stage}"
         peer = self._peer_options(task, method, run.scale) if method.stages[stage].peer else {}

@@ -421,6 +421,11 @@ class Variant(Strict):
     title: str = Field("", description="What is different.")
     hyperparameters: dict[str, Any] = Field({}, description="Values that differ from the defaults.")
     start: Start | None = Field(None, description="Weights to fine-tune; none: its training begins at the beginning.")
+    reads: list[Name] = Field(
+        [],
+        description="Other methods whose run of the same task, scale and seed the last stage reads, as an input of "
+        "that name (`reward_model`): trained once, however many variants read it.",
+    )
 
 
 class Difference(Strict):

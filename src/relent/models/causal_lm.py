@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from relent.errors import ConfigError
@@ -60,6 +60,25 @@ class CausalLM(nn.Module):
         return lm
 
     @property
+    def config(self) -> PretrainedConfig:
+        """The model's settings, as `transformers` names them."""
+        return self._lm.config
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, first to last.
+
+        Raises:
+            ValueError: No list of modules has as many items as there are layers.
+        """
+        count = self.config.num_hidden_layers
+        lists = (part for part in self._lm.base_model.modules() if isinstance(part, nn.ModuleList))
+        found = next((part for part in lists if len(part) == count), None)
+        if found is None:
+            raise ValueError(f"{type(self._lm).__name__} has no list of its {count} blocks")
+        return found
+
+    @property
     def vocabulary(self) -> int:
         """V, number of logits."""
         return int(self._lm.get_output_embeddings().weight.shape[0])
@@ -86,9 +105,13 @@ class CausalLM(nn.Module):
         Returns:
             Logits (B, V), at least float32, and the cache.
         """
-        hidden, cache = self._states(ids, attention.long(), positions, {"use_cache": True, "cache": cache})
+        hidden, cache = self.hidden_step(ids, attention, positions, cache)
         output = self._output(hidden[:, -1])
         return output.layer(output.hidden).to(torch.promote_types(hidden.dtype, torch.float32)), cache
+
+    def hidden_step(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """As `step`, with the hidden states (B, T, H) of the new tokens in the place of logits."""
+        return self._states(ids, attention.long(), positions, {"use_cache": True, "cache": cache})
 
     def _states(self, ids: Tensor, mask: Tensor, positions: Tensor, more: dict[str, Any]) -> tuple[Tensor, Any]:
         found = self._lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, **more)

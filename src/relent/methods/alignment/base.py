@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from relent.language.batches import TokenBatch, concatenate
 from relent.language.log_probs import token_log_probs
 from relent.methods.alignment.preference import sequence_log_ratio
 from relent.methods.base import Method
+
+if TYPE_CHECKING:
+    from relent.tasks.preference_alignment.laws import CompletionLaw
 
 
 class Completions(NamedTuple):
@@ -32,7 +35,17 @@ class Completions(NamedTuple):
         return sequence_log_ratio(self.policy, self.reference, self.mask)
 
 
-class AlignmentMethod(Method):
+class PolicyMethod(Method):
+    """A method that gives a policy, whether by training or not."""
+
+    def completion_law(self) -> CompletionLaw:
+        """The law of the policy's completions, which is scored; by default the network's."""
+        task: Any = self.task
+        law: CompletionLaw = task.network_law(self.network)
+        return law
+
+
+class AlignmentMethod(PolicyMethod):
     """Trains a causal language model by the sum of named loss terms."""
 
     @abstractmethod

@@ -16,165 +16,64 @@ own.
 The released code of DETONATE treats raw residuals as distributions and computes its divergences outside the graph; here
 they are taken between the next-token (or class) distributions, in log space. P of diffusion models:
 :func:`diffusion_margin`.
+
+[paper] margin of embeddings, kernels, divergences; [code] (DETONATE, `abhilekhborah/Detonate`) the form of the loss, γ,
+α, σ, c, p; ours: `outside`, the reference in P, unit length of embeddings, the sentence encoder (the paper's is Jina's,
+here it is one that a registry package holds, `relent.language.sentences`), networks and recipe.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from relent.divergences.discrete import forward_kl, jensen_shannon, renyi, squared_hellinger
 from relent.divergences.f_divergence import get_f_divergence
-from relent.divergences.kernels import log_rbf_kernel, polynomial_kernel
-from relent.divergences.reduction import masked_mean, upcast
+from relent.divergences.reduction import masked_mean, masked_sum, upcast
 from relent.divergences.transport import wasserstein_ordered
-from relent.methods.alignment.preference import preference_loss
+from relent.language.batches import TokenBatch
+from relent.language.sentences import embed, read_word_vectors
+from relent.methods.alignment.alignment_quality import alignment_quality_index
+from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, sides
+from relent.methods.alignment.preference import preference_loss, reward_diagnostics
+from relent.methods.alignment.sentence_kernels import KernelMixture, invalid_share, log_kernel, precision_factor
+from relent.methods.config import MethodConfig, hyperparameter
 
-Kernel = Literal["rbf", "polynomial", "wavelet", "spectral", "mahalanobis"]
 PolicyDivergence = Literal["kl", "jensen_shannon", "hellinger", "renyi", "bhattacharyya", "wasserstein"]
 
-KERNEL_FLOOR = 1e-10
-"""What the released code adds to a kernel before its logarithm; kernels that are not positive stand at it here."""
+COVARIANCE_ROWS = 2048
+"""Training pairs whose embeddings give the covariance of `mahalanobis`."""
 
 
-def log_kernel(
-    kernel: Kernel,
-    first: Tensor,
-    second: Tensor,
-    *,
-    sigma: float = 1.0,
-    degree: int = 3,
-    offset: float = 1.0,
-    amplitudes: tuple[float, ...] = (1.0, 0.5),
-    rates: tuple[float, ...] = (1.0, 0.1),
-    factor: Tensor | None = None,
-) -> Tensor:
-    r"""log K(u_i, v_i), row by row, (B,).
+class Config(MethodConfig):
+    """Hyperparameters of DPO-Kernels."""
 
-    ==============  ================================================  ======================================
-    `rbf`           exp(−‖u − v‖²/(2σ²))                              exact in the log, whatever the distance
-    `polynomial`    (u·v + c)^p                                       −∞ replaced where u·v + c ≤ 0
-    `wavelet`       e^{−w} cos w, w = ‖u − v‖²/(2σ²)                  −∞ replaced where w ≥ π/2
-    `spectral`      Σ_k a_k exp(−b_k ‖u − v‖²), a_k > 0               exact in the log
-    `mahalanobis`   exp(−(u − v)ᵀ A (u − v)/2), A = F Fᵀ              exact in the log
-    ==============  ================================================  ======================================
-
-    Kernels that are not positive have no logarithm: there the value is log 1e-10, without gradient (see
-    :func:`invalid_share`).
-
-    Args:
-        kernel: Its name.
-        first: (B, d). Unit length is advised: σ is in the unit of the embeddings.
-        second: (B, d).
-        sigma: σ of `rbf` and `wavelet`.
-        degree: p.
-        offset: c.
-        amplitudes: a of `spectral`.
-        rates: b of `spectral`.
-        factor: (d, d), F of `mahalanobis` (:func:`precision_factor`); the identity by default.
-
-    Raises:
-        ValueError: An unknown kernel, shapes that differ, amplitudes or rates that do not fit.
-
-    Source: `kernel_utils.py` of the released code; `spectral` and `mahalanobis` as in arXiv 2501.03271, whose own code
-    is not public.
-    """
-    if first.ndim != 2 or first.shape != second.shape:
-        raise ValueError(f"expected embeddings (B, d) of one shape, got {tuple(first.shape)}, {tuple(second.shape)}")
-    u, v = first.unsqueeze(-2), second.unsqueeze(-2)
-    if kernel == "rbf":
-        return log_rbf_kernel(u, v, sigma)[:, 0, 0]
-    if kernel == "mahalanobis":
-        return log_rbf_kernel(u if factor is None else u @ factor, v if factor is None else v @ factor, 1.0)[:, 0, 0]
-    if kernel == "spectral":
-        if len(amplitudes) != len(rates) or min(amplitudes) <= 0 or min(rates) < 0:
-            raise ValueError(f"as many positive amplitudes as rates are needed, got {amplitudes} and {rates}")
-        squares = -2.0 * log_rbf_kernel(u, v, 1.0)[:, 0, 0]
-        terms = [math.log(a) - b * squares for a, b in zip(amplitudes, rates)]
-        return torch.stack(terms).logsumexp(dim=0)
-    if kernel == "polynomial":
-        return _log_of_signed(polynomial_kernel(u, v, degree=1, offset=offset)[:, 0, 0], degree)
-    if kernel == "wavelet":
-        negative_w = log_rbf_kernel(u, v, sigma)[:, 0, 0]
-        # cos w is positive again beyond 3π/2; that revival is not a similarity, and e^{−w} < 0.01 there.
-        cosine = torch.where(negative_w > -0.5 * math.pi, negative_w.cos(), 0.0)
-        return _log_of_signed(cosine, 1, negative_w)
-    raise ValueError(f"kernel={kernel!r} is unknown; use one of {', '.join(get_args(Kernel))}")
-
-
-def _log_of_signed(base: Tensor, power: int, log_factor: Tensor | float = 0.0) -> Tensor:
-    """power·log(base) + log_factor, and the floor where the base is not positive."""
-    valid = base > 0
-    logs = power * torch.where(valid, base, 1.0).log() + log_factor
-    return torch.where(valid, logs, math.log(KERNEL_FLOOR))
-
-
-def invalid_share(kernel: Kernel, first: Tensor, second: Tensor, *, sigma: float = 1.0, offset: float = 1.0) -> Tensor:
-    """Share of rows whose kernel is not positive, a scalar to log: such pairs have a constant in place of E."""
-    if kernel == "polynomial":
-        return ((upcast(first) * second).sum(-1) + offset <= 0).float().mean()
-    if kernel == "wavelet":
-        return ((upcast(first) - second).square().sum(-1) / (2 * sigma**2) >= 0.5 * math.pi).float().mean()
-    return torch.zeros((), device=first.device)
-
-
-def precision_factor(embeddings: Tensor, *, ridge: float = 1e-3) -> Tensor:
-    r"""F with F Fᵀ = (Cov + ridge·I)⁻¹, (d, d), of embeddings (N, d): the whitening that `mahalanobis` measures in.
-
-    Raises:
-        ValueError: Fewer than two rows.
-    """
-    if embeddings.ndim != 2 or len(embeddings) < 2:
-        raise ValueError(f"a covariance needs at least two rows (N, d), got {tuple(embeddings.shape)}")
-    values, vectors = torch.linalg.eigh(embeddings.detach().double().mT.cov())
-    return (vectors * (values.clamp(min=0) + ridge).rsqrt()).to(embeddings.dtype)
-
-
-class KernelMixture(nn.Module):
-    r"""Hierarchical mixture of kernels, K = τ_1 (a_1 RBF + a_2 polynomial) + τ_2 (b_1 spectral + b_2 Mahalanobis).
-
-    Each pair of weights is the softmax of two learned logits, equal at the start. It only shapes the margin E: with a
-    frozen encoder it has a gradient through the loss, the policy none through it.
-
-    Args:
-        factor: (d, d), F of the Mahalanobis kernel; the identity by default.
-        degree: p of the polynomial.
-
-    Source: arXiv 2501.03271, section on the mixture; details from a public re-implementation of unknown authorship.
-    """
-
-    factor: Tensor | None
-
-    def __init__(self, factor: Tensor | None = None, *, degree: int = 2) -> None:
-        super().__init__()
-        self.register_buffer("factor", factor)
-        self.degree = degree
-        self.local, self.distant, self.level = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-
-    def weights(self) -> Tensor:
-        """Weights of RBF, polynomial, spectral and Mahalanobis, (4,), summing to one."""
-        return self._log_weights().exp()
-
-    def _log_weights(self) -> Tensor:
-        level = F.log_softmax(self.level, dim=0)
-        return torch.cat((level[0] + F.log_softmax(self.local, 0), level[1] + F.log_softmax(self.distant, 0)))
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """log K(u_i, v_i), (B,), from (B, d) each."""
-        logs = torch.stack(
-            [
-                log_kernel("rbf", first, second),
-                log_kernel("polynomial", first, second, degree=self.degree),
-                log_kernel("spectral", first, second),
-                log_kernel("mahalanobis", first, second, factor=self.factor),
-            ],
-            dim=-1,
-        )
-        return (logs + self._log_weights().to(logs)).logsumexp(dim=-1)
+    beta: float = hyperparameter(
+        0.1, "β, strength of the KL in P, in the unit of the reward.", source="ours: that of DPO", gt=0, le=1000
+    )
+    gamma: float = hyperparameter(
+        0.5, "γ, weight of the margin of embeddings; 0: none are read.", source="released code", ge=0, le=1000
+    )
+    alpha: float = hyperparameter(0.5, "α, weight of the divergence.", source="released code", ge=0, le=1000)
+    kernel: Literal["rbf", "polynomial", "wavelet", "spectral", "mahalanobis", "mixture"] = hyperparameter(
+        "rbf", "Similarity of embeddings; `mixture`: the learned hierarchical one.", source="paper; released code: rbf"
+    )
+    sigma: float = hyperparameter(
+        1.0, "σ of `rbf` and `wavelet`, in units of length of an embedding.", source="released code", gt=0, le=1e6
+    )
+    degree: int = hyperparameter(3, "p of `polynomial`.", source="released code", ge=1, le=100)
+    offset: float = hyperparameter(1.0, "c of `polynomial`.", source="released code", ge=0, le=1e6)
+    divergence: Literal["kl", "jensen_shannon", "hellinger", "renyi", "bhattacharyya", "wasserstein"] = hyperparameter(
+        "kl",
+        "D of next-token distributions, the policy first.",
+        source="paper; released code: Rényi of order 1, the KL",
+    )
+    order: float = hyperparameter(0.5, "Order of `renyi`.", source="ours; released code: 1, the KL", gt=0, le=100)
+    regulariser: Literal["difference", "outside"] = hyperparameter(
+        "difference", "Where D stands.", source="released code; `outside`: ours, as the text describes"
+    )
 
 
 def policy_divergence(
@@ -273,55 +172,104 @@ def dpo_kernels_loss(
     raise ValueError(f"regulariser={regulariser!r} is unknown; use 'difference' or 'outside'")
 
 
-def davies_bouldin(embeddings: Tensor, labels: Tensor) -> Tensor:
-    r"""Davies–Bouldin index, mean_i max_{j≠i} (s_i + s_j)/‖c_i − c_j‖: lower is better separated. A scalar.
+class DPOKernels(ReferencedPairMethod):
+    """Trains the policy on preferences in probabilities and in embeddings; with γ = α = 0 it is DPO."""
 
-    Args:
-        embeddings: (N, d).
-        labels: (N,), clusters; at least two.
+    config: Config
+    vectors: Tensor
+    factor: Tensor | None
+    baseline_limit = ("dpo", {"gamma": 0.0, "alpha": 0.0})
 
-    Raises:
-        ValueError: Fewer than two clusters.
-    """
-    clusters = _clusters(embeddings, labels)
-    centres = torch.stack([rows.mean(dim=0) for rows in clusters])
-    spreads = torch.stack([(rows - centre).norm(dim=-1).mean() for rows, centre in zip(clusters, centres)])
-    distances = torch.cdist(centres, centres)
-    ratios = (spreads.unsqueeze(0) + spreads.unsqueeze(1)) / distances
-    return ratios.fill_diagonal_(-math.inf).amax(dim=-1).mean()
+    def setup_method(self) -> None:
+        """Read the word vectors; the mixture of kernels has weights of its own."""
+        super().setup_method()
+        self.mixture = KernelMixture() if self.config.kernel == "mixture" else None
+        vectors = read_word_vectors(self.spec.inputs["data"]) if self.config.gamma else torch.zeros(0, 1)
+        self.register_buffer("vectors", vectors, persistent=False)
+        self.register_buffer("factor", None, persistent=False)
 
+    def prepare(self, datamodule: Any) -> None:
+        """Learn the covariance of embeddings of the first training completions, where a kernel measures in it."""
+        if not self.config.gamma or self.config.kernel not in ("mahalanobis", "mixture"):
+            return
+        rows = datamodule.train.__getitems__(list(range(min(COVARIANCE_ROWS, len(datamodule.train)))))
+        factor = precision_factor(torch.cat(self.embeddings(rows)[1:]))
+        if self.mixture is None:
+            self.factor = factor
+        else:
+            self.mixture.factor = factor
 
-def dunn_index(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Smallest distance between points of different clusters over the largest within one: higher is better separated.
-
-    The released code leaves distances of 0 between clusters out; here clusters that touch have the index 0.
-
-    Raises:
-        ValueError: Fewer than two clusters.
-    """
-    clusters = _clusters(embeddings, labels)
-    between = min(torch.cdist(first, second).min() for i, first in enumerate(clusters) for second in clusters[i + 1 :])
-    return between / max(torch.cdist(rows, rows).max() for rows in clusters)
-
-
-def alignment_quality_index(embeddings: Tensor, labels: Tensor, *, weight: float = 0.5) -> Tensor:
-    r"""AQI = g/(1 + DBS) + (1 − g)·DI/(1 + DI), in [0, 1]: how well activations of safe and unsafe inputs separate.
-
-    Unchanged by a scale or shift of the embeddings. Arguments as of :func:`davies_bouldin`; g = 0.5 in the released
-    code.
-    """
-    dunn = dunn_index(embeddings, labels)
-    # DI is infinite for clusters of one point each.
-    share = torch.where(dunn.isinf(), 1.0, dunn / (1.0 + dunn))
-    return weight / (1.0 + davies_bouldin(embeddings, labels)) + (1.0 - weight) * share
-
-
-def _clusters(embeddings: Tensor, labels: Tensor) -> list[Tensor]:
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"expected embeddings (N, d) and labels (N,), got {tuple(embeddings.shape)}, {tuple(labels.shape)}"
+    def embeddings(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """e of prompts, preferred completions and others, (B, D) each."""
+        prompts, chosen, rejected = (
+            embed(batch[f"{name}_ids"], batch[f"{name}_{mask}"], self.vectors)
+            for name, mask in (("prompt", "attention"), ("chosen", "loss"), ("rejected", "loss"))
         )
-    names = labels.unique()
-    if len(names) < 2:
-        raise ValueError("clusters are compared with one another: at least two labels are needed")
-    return [upcast(embeddings)[labels == name] for name in names]
+        return prompts, chosen, rejected
+
+    def contrast(self, batch: dict[str, Tensor]) -> Tensor:
+        """E of each pair, (B,)."""
+        if not self.config.gamma:
+            return torch.zeros(len(batch["chosen_ids"]), device=batch["chosen_ids"].device)
+        prompts, chosen, rejected = self.embeddings(batch)
+        return self._log_kernel(chosen, prompts) - self._log_kernel(rejected, prompts)
+
+    def _log_kernel(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.mixture is not None:
+            values: Tensor = self.mixture(first, second)
+            return values
+        config = self.config
+        settings: dict[str, Any] = {"sigma": config.sigma, "degree": config.degree, "offset": config.offset}
+        return log_kernel(config.kernel, first, second, factor=self.factor, **settings)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config, outputs = self.config, self.outputs(batch)
+        chosen, rejected = sides(masked_sum(outputs.log_ratios(), outputs.rows.loss, dim=-1))
+        divergences = sides(self.divergences(outputs))
+        contrast = self.contrast(batch)
+        loss = dpo_kernels_loss(
+            config.beta * (chosen - rejected),
+            contrast,
+            *divergences,
+            gamma=config.gamma,
+            alpha=config.alpha,
+            regulariser=config.regulariser,
+        )
+        found = reward_diagnostics(config.beta * chosen, config.beta * rejected)
+        found |= {"chosen_divergence": divergences[0].mean(), "rejected_divergence": divergences[1].mean()}
+        self.log_terms(found | self._kernel_diagnostics(batch, contrast))
+        return {"preference": loss.mean()}
+
+    def divergences(self, outputs: PairOutputs) -> Tensor:
+        """D of all completions, (2B,); 0 without a pass over the vocabulary where α = 0."""
+        if not self.config.alpha:
+            return torch.zeros(len(outputs.rows), device=outputs.rows.ids.device)
+        policy, reference, mask = outputs.next_token_log_probs()
+        return policy_divergence(self.config.divergence, policy, reference, mask, order=self.config.order)
+
+    def _kernel_diagnostics(self, batch: dict[str, Tensor], contrast: Tensor) -> dict[str, Tensor]:
+        """How the embeddings take the labels; weights of the mixture; whether the kernel has a logarithm."""
+        config = self.config
+        found = {"contrast": contrast.mean(), "contrast_accuracy": (contrast > 0).float().mean()}
+        if self.mixture is not None:
+            names = ("rbf", "polynomial", "spectral", "mahalanobis")
+            found |= {f"weight_of_{name}": weight for name, weight in zip(names, self.mixture.weights())}
+        if config.gamma and config.kernel in ("polynomial", "wavelet"):
+            prompts, *answers = self.embeddings(batch)
+            settings: dict[str, Any] = {"sigma": config.sigma, "offset": config.offset}
+            shares = [invalid_share(config.kernel, answer, prompts, **settings) for answer in answers]
+            found["invalid_kernel_share"] = torch.stack(shares).mean()
+        return found
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        """What every pair method tells, and how well the policy's states separate preferred completions from others."""
+        super().validation_step(batch, batch_idx)
+        states, labels = [], []
+        for label, name in enumerate(("chosen", "rejected")):
+            rows = TokenBatch.from_tensors(batch, f"{name}_")
+            hidden = upcast(self.network(rows).hidden)
+            mask = rows.loss.unsqueeze(-1).expand_as(hidden)
+            states.append(masked_mean(hidden, mask, dim=1))
+            labels.append(torch.full((len(rows),), label, device=hidden.device))
+        quality = alignment_quality_index(torch.cat(states), torch.cat(labels))
+        self.log("validation/alignment_quality_index", quality, batch_size=len(batch["chosen_ids"]))

@@ -5,215 +5,104 @@ Minimization", arXiv 2302.08215 (ICML 2023). With a target p(x) = P(x)/Z that ca
 
     D_f(π‖p) = E_p f(π(x)/p(x)),   ∇D_f(π_θ‖p) = E_π[ f′(π(x)/p(x)) ∇ log π(x) ]          (theorem 1)
 
-so that −f′ is a pseudo-reward. Targets: P = a·b (a pointwise constraint), P = a·exp(λ·φ) (distributional constraints,
-Khalifa et al., arXiv 2012.11635), P = a·exp(r/β) (a scalar preference; with `reverse_kl` it is RL with a KL penalty).
+so that −f′ is a pseudo-reward. The targets (`targets`): P = a·b (a pointwise constraint), P = a·exp(λ·φ) (constraints
+on moments), P = a·exp(r/β) (a scalar preference; with `reverse_kl` it is RL with a KL penalty).
 
 Names are those of the registry, the target first: `forward_kl` is KL(p‖π) (DPG, GDC), `reverse_kl` KL(π‖p),
 `jensen_shannon_unhalved` the paper's JS, `total_variation`, `pearson_chi2` χ²(p‖π), `neyman_chi2` χ²(π‖p).
+
+Gradient, pseudo-rewards, the running Z of each prompt, the window of the baseline, and the proposal that is replaced
+when the policy has come nearer to the target are those of the official toolkit. Ours: the constraint is that a
+completion contains a word, chosen by how rare it is; λ is one for all prompts; a step is a mean over the prompts of the
+batch, in which one that stands there twice counts twice; and the class of policies can be cut down to a distribution of
+each position, which cannot realise p.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+import zarr
+from pydantic import model_validator
+from torch import Tensor
 
+from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
-from relent.divergences.logits import log_mixture, log_sum_exp, renormalised
-from relent.divergences.reduction import upcast
+from relent.divergences.logits import renormalised
+from relent.divergences.reduction import masked_sum, upcast
+from relent.errors import ConfigError
+from relent.files import whole
+from relent.methods.alignment.importance import (
+    RunningNormaliser,
+    WindowBaseline,
+    divergence_estimates,
+    proposal_advantage,
+)
+from relent.methods.alignment.lexical import base_samples, contains, position_log_probs, word_nearest
 from relent.methods.alignment.policy_gradient import score_function_loss
-from relent.methods.alignment.preference import positive
+from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
+from relent.methods.alignment.targets import exponential_target, fit_coefficients, pointwise_target, reward_target
+from relent.methods.config import MethodConfig, hyperparameter
+from relent.models.causal_lm import CausalLM
+from relent.models.positionwise import PositionwiseLM
+from relent.tasks.preference_alignment.data import Pairs, read_base
+from relent.tasks.preference_alignment.laws import completion_rewards
 
 
-def pointwise_target(base_log_probs: Tensor, satisfied: Tensor, *, floor: float = 0.0) -> Tensor:
-    r"""log P of P(x) = a(x) max(b(x), floor), b ∈ {0, 1}.
+class Config(MethodConfig):
+    """Hyperparameters of f-DPG."""
 
-    Args:
-        base_log_probs: (N,), log a.
-        satisfied: (N,) boolean, b.
-        floor: 0 for the hard constraint, under which KL(π‖p) and χ²(π‖p) do not exist; a floor such as 1e-4 (ours)
-            gives one target under which all divergences do.
-
-    Returns:
-        (N,) nats, −inf where b = 0 and floor = 0.
-
-    Raises:
-        ValueError: A floor outside [0, 1).
-    """
-    if not 0.0 <= floor < 1.0:
-        raise ValueError(f"floor must lie in [0, 1), got {floor}")
-    base = upcast(base_log_probs.detach())
-    return torch.where(satisfied.bool(), base, base + math.log(floor) if floor > 0 else -math.inf)
-
-
-def exponential_target(base_log_probs: Tensor, features: Tensor, coefficients: Tensor) -> Tensor:
-    """log P of P(x) = a(x) exp(λ·φ(x)): (N,) from log a (N,), φ (N, K) and λ (K,)."""
-    return upcast(base_log_probs.detach()) + features.to(base_log_probs) @ coefficients.to(base_log_probs)
-
-
-def reward_target(base_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
-    """log P of P(x) = a(x) exp(r(x)/β), (N,): the posterior of RL with a KL penalty.
-
-    Raises:
-        ValueError: β ≤ 0.
-    """
-    return upcast(base_log_probs.detach()) + rewards.detach() / positive(beta, "beta")
-
-
-class MomentFit(NamedTuple):
-    """Coefficients λ (K,), the largest error of a moment, log Z, and the steps that were taken; float64 on the CPU."""
-
-    coefficients: Tensor
-    error: float
-    log_normaliser: Tensor
-    steps: int
-
-
-@torch.no_grad()
-def fit_coefficients(
-    features: Tensor,
-    moments: Tensor,
-    log_weights: Tensor,
-    *,
-    solver: Literal["newton", "gradient"] = "newton",
-    tolerance: float = 1e-5,
-    learning_rate: float = 0.05,
-    max_steps: int = 1000,
-) -> MomentFit:
-    r"""λ such that E_p φ = μ under p ∝ a·exp(λ·φ): the information projection of a onto the constraints.
-
-    λ minimises the convex log Z(λ) − λ·μ, whose gradient is E_p φ − μ and whose Hessian is Cov_p φ.
-
-    Args:
-        features: (N, K), φ of N sequences: all of them, or samples of a proposal q.
-        moments: (K,), μ.
-        log_weights: (N,): log a(x) if all sequences are given, log a(x) − log q(x) − log N for samples of q (0 up to a
-            constant if q = a): moments are self-normalised, only log Z needs the constant.
-        solver: `newton` with line search (ours: a few steps to rounding), or `gradient`, the steps
-            λ ← λ − lr·(E_p φ − μ) of the official code.
-        tolerance: Largest error of a moment.
-        learning_rate: Of `gradient`.
-        max_steps: Most steps.
-
-    Raises:
-        ValueError: Shapes that do not fit, an unknown solver, moments that no weighting of the given sequences reaches,
-            no convergence.
-
-    Source: arXiv 2012.11635; the official code (`naver/disco`), `BaseDistribution.constrain`.
-    """
-    phi, mu, weights = (x.detach().double().cpu() for x in (features, moments, log_weights))
-    if phi.ndim != 2 or mu.shape != phi.shape[1:] or weights.shape != phi.shape[:1]:
-        shapes = f"{tuple(phi.shape)}, {tuple(mu.shape)}, {tuple(weights.shape)}"
-        raise ValueError(f"expected features (N, K), moments (K,) and log_weights (N,), got {shapes}")
-    if solver not in ("newton", "gradient"):
-        raise ValueError(f"solver={solver!r} is unknown; use 'newton' or 'gradient'")
-    seen = phi[weights > -math.inf]
-    if len(seen) == 0 or bool(((mu < seen.amin(0)) | (mu > seen.amax(0))).any()):
-        raise ValueError(
-            "a moment lies outside the values that its feature takes on the given sequences: no coefficients reach it; "
-            "draw more samples, or state an attainable moment"
-        )
-    coefficients = torch.zeros_like(mu)
-    for step in range(max_steps):
-        log_p = renormalised(weights + phi @ coefficients)
-        error = log_p.exp() @ phi - mu
-        if float(error.abs().max()) < tolerance:
-            log_normaliser = log_sum_exp(weights + phi @ coefficients)
-            return MomentFit(coefficients, float(error.abs().max()), log_normaliser, step)
-        if solver == "gradient":
-            coefficients = coefficients - learning_rate * error
-        else:
-            coefficients = _newton_step(coefficients, error, log_p, phi, mu, weights)
-    raise ValueError(
-        f"the moments were not met after {max_steps} steps, the largest error is {float(error.abs().max()):.3g}: no "
-        "distribution may have these moments together; one at the edge of its range (a hard constraint) needs "
-        "pointwise_target"
+    divergence: Literal[
+        "jensen_shannon_unhalved", "forward_kl", "reverse_kl", "total_variation", "pearson_chi2", "neyman_chi2"
+    ] = hyperparameter("jensen_shannon_unhalved", "D_f between policy and target.", source="code: JS")
+    target: Literal["reward", "pointwise", "moments"] = hyperparameter(
+        "reward", "a·exp(r/β), a·b, or a·exp(λ·b) with E b = μ; b: the word is there.", source="paper, section 3"
+    )
+    beta: float | None = hyperparameter(
+        1.0, "β of the target `reward`, in the unit of the reward; null for the others.", source="ours", gt=0, le=1000
+    )
+    word: str | None = hyperparameter(
+        None, "Word of the constraint; null: the one nearest to `word_rate`.", source="ours"
+    )
+    word_rate: float = hyperparameter(
+        0.01, "Share of the base model's completions that contain it.", source="ours: a rare word", gt=0, lt=1
+    )
+    floor: float = hyperparameter(
+        0.0,
+        "What `pointwise` has in the place of b = 0; needed for KL(π‖p) and χ²(π‖p).",
+        source="paper: 0",
+        ge=0,
+        lt=1,
+    )
+    moment: float = hyperparameter(0.5, "μ of the target `moments`.", source="arXiv 2012.11635: 0.5", gt=0, lt=1)
+    samples: int = hyperparameter(
+        16, "Completions of a prompt.", source="ours; code: 1024, of 16 prompts a step", ge=1, le=2**16
+    )
+    baseline_window: int = hyperparameter(
+        1024, "Pseudo-rewards whose mean is the baseline; 0: none.", source="code", ge=0, le=2**20
+    )
+    proposal: Literal["policy", "offline"] = hyperparameter(
+        "policy", "Who is sampled from: the policy, or what it was when last found nearer to the target.", source="code"
+    )
+    proposal_interval: int = hyperparameter(16, "Steps between two such comparisons.", source="code", ge=1)
+    policy_class: Literal["network", "positions"] = hyperparameter(
+        "network", "The network, or one distribution a position without context.", source="ours: positions"
     )
 
-
-def _newton_step(
-    coefficients: Tensor, error: Tensor, log_p: Tensor, phi: Tensor, mu: Tensor, weights: Tensor
-) -> Tensor:
-    centred = phi - log_p.exp() @ phi
-    hessian = (log_p.exp().unsqueeze(-1) * centred).mT @ centred
-    step = torch.linalg.lstsq(hessian, error.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
-
-    def objective(at: Tensor) -> Tensor:
-        return log_sum_exp(weights + phi @ at) - at @ mu
-
-    size, start, slope = 1.0, objective(coefficients), float(error @ step)
-    while size > 1e-8 and float(objective(coefficients - size * step)) > float(start) - 1e-4 * size * slope + 1e-14:
-        size *= 0.5
-    return coefficients - size * step
-
-
-class RunningNormaliser(nn.Module):
-    r"""Online estimate of Z: for each context the mean of P(x)/q(x) over every sample seen so far, in log space.
-
-    Update with a batch **before** its loss is computed. Its state is part of the module's, so that a resumed run goes
-    on with the same estimate.
-    """
-
-    log_total: Tensor
-    count: Tensor
-
-    def __init__(self, contexts: int = 1) -> None:
-        super().__init__()
-        self.register_buffer("log_total", torch.full((contexts,), -math.inf, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(contexts, dtype=torch.float64))
-
-    @torch.no_grad()
-    def update(self, target_log_probs: Tensor, proposal_log_probs: Tensor, contexts: Tensor | None = None) -> None:
-        """Add samples x ~ q: log P(x) and log q(x), (N,), and the index of each sample's context (N,)."""
-        which = torch.zeros(len(target_log_probs), dtype=torch.long, device=target_log_probs.device)
-        which = which if contexts is None else contexts
-        log_weights = (target_log_probs - proposal_log_probs).double()
-        for context in which.unique().tolist():
-            chosen = which == context
-            parts = torch.cat((self.log_total[context : context + 1], log_weights[chosen].to(self.log_total)))
-            self.log_total[context] = log_sum_exp(parts)
-            self.count[context] += int(chosen.sum())
-
-    def log_normaliser(self, contexts: Tensor | None = None) -> Tensor:
-        """log Z of the given contexts, or of the only one; −inf where every sample had P(x) = 0: skip those."""
-        log_z = self.log_total - self.count.clamp(min=1).log()
-        return log_z[0] if contexts is None else log_z[contexts]
-
-
-class WindowBaseline(nn.Module):
-    """B: the mean of the last `size` pseudo-rewards, read before the minibatch is added; 0 before the first one."""
-
-    window: Tensor
-    seen: Tensor
-
-    def __init__(self, size: int = 1024) -> None:
-        super().__init__()
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.register_buffer("window", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-
-    def value(self) -> Tensor:
-        """B, a scalar."""
-        held = int(self.seen.clamp(max=len(self.window)))
-        return self.window[:held].mean() if held else self.window.new_zeros(())
-
-    @torch.no_grad()
-    def update(self, pseudo_rewards: Tensor) -> None:
-        """Add R (not R − B) of a minibatch, (N,), in order.
-
-        Raises:
-            ValueError: A value that is not finite, which would stay in the window for `size` samples.
-        """
-        if not bool(pseudo_rewards.isfinite().all()):
-            raise ValueError("a pseudo-reward is not finite: this divergence does not exist under a hard constraint")
-        size = len(self.window)
-        values = pseudo_rewards.to(self.window)[-size:]
-        first = int(self.seen) + len(pseudo_rewards) - len(values)
-        self.window[(first + torch.arange(len(values), device=values.device)) % size] = values
-        self.seen += len(pseudo_rewards)
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if (self.beta is not None) != (self.target == "reward"):
+            raise ValueError(
+                f"target {self.target!r} with beta {self.beta}: `reward` needs a beta, the others need null"
+            )
+        if self.target == "pointwise" and not self.floor and self.divergence in ("reverse_kl", "neyman_chi2"):
+            raise ValueError(f"{self.divergence} does not exist under a hard constraint; set floor, such as 1e-4")
+        return self
 
 
 def pseudo_rewards(
@@ -280,42 +169,154 @@ def context_mean(losses: Tensor, contexts: Tensor, log_normaliser: Tensor) -> Te
     return (totals / which.bincount(minlength=len(present))).mean()
 
 
-class DivergenceEstimates(NamedTuple):
-    """Scalars: KL(p‖π), total variation, Jensen–Shannon (the usual one, half of the paper's generator)."""
+class FDPG(OnPolicyMethod):
+    """Trains the policy towards a target distribution by the score function of sampled completions."""
 
-    forward_kl: Tensor
-    total_variation: Tensor
-    jensen_shannon: Tensor
+    config: Config
+    coefficients: Tensor
+    gained: Tensor
 
+    def setup_method(self) -> None:
+        config, texts = self.config, self.task.texts
+        if config.policy_class == "positions":
+            self.network = self._positionwise()
+        super().setup_method()
+        self.normaliser = RunningNormaliser(len(texts.prompts))
+        self.window = WindowBaseline(config.baseline_window) if config.baseline_window else None
+        self.word = self._word() if config.target != "reward" else None
+        self.register_buffer("coefficients", torch.zeros(1, dtype=torch.float64))
+        if config.target == "moments":
+            self.coefficients.copy_(self._fitted())
+        self.register_buffer("gained", torch.zeros((), dtype=torch.float64))
+        self.proposal = copy.deepcopy(self.network).requires_grad_(False) if config.proposal == "offline" else None
 
-def divergence_estimates(
-    policy_log_probs: Tensor, target_log_probs: Tensor, proposal_log_probs: Tensor, log_normaliser: Tensor | float
-) -> DivergenceEstimates:
-    r"""Importance-sampled divergences between p and π from samples x ~ q.
+    @property
+    def _pairs(self) -> Pairs:
+        assert self.task.base is not None
+        return self.task.base.pairs["train"]
 
-    KL(p‖π) = −log Z + mean[(P/(Zq)) (log P − log π)], TV = ½ mean|π/q − P/(Zq)|,
-    JS = ½ mean[(p/q) log(p/m) + (π/q) log(π/m)], m = (p + π)/2.
+    def _positionwise(self) -> Any:
+        """The best policy without context for the base model: its tokens' shares by position."""
+        texts, pairs = self.task.texts, self._pairs
+        prompts = pairs.prompt.repeat_interleave(2).tolist()
+        rows = texts.completed(prompts, pairs.tokens.flatten(0, 1), pairs.lengths.flatten())
+        return PositionwiseLM(position_log_probs(rows, texts.vocabulary, texts.row_length))
 
-    Args:
-        policy_log_probs: (N,), log π.
-        target_log_probs: (N,), log P; −inf allowed.
-        proposal_log_probs: (N,), log q.
-        log_normaliser: log Z.
+    def _word(self) -> int:
+        """Number of the word of the constraint."""
+        texts, config = self.task.texts, self.config
+        if config.word is None:
+            return word_nearest(base_samples(self._pairs), config.word_rate, texts.vocabulary, texts.end)
+        if config.word not in texts.words:
+            known = ", ".join(texts.words[:30])
+            raise ConfigError(f"{config.word!r} is no word of the data; there are {known}", key="word")
+        return texts.words.index(config.word)
 
-    Source: the official code, `disco/metrics`.
-    """
-    policy, proposal = upcast(policy_log_probs.detach()), proposal_log_probs.detach()
-    target = target_log_probs.detach() - log_normaliser
-    p_weight, pi_weight = (target - proposal).exp(), (policy - proposal).exp()
-    kept = target > -math.inf
-    mixed = log_mixture(target, policy, 0.5)
+    def _fitted(self) -> Tensor:
+        """λ, under which E b is μ on average over the training prompts, from the base model's completions."""
+        samples = base_samples(self._pairs)
+        features = contains(samples.tokens, samples.inside, self._word()).double().unsqueeze(-1)
+        moments = torch.tensor([self.config.moment], dtype=torch.float64)
+        return fit_coefficients(features, moments, samples.log_weights).coefficients
 
-    def weighted(weight: Tensor, log_ratio: Tensor) -> Tensor:
-        return torch.where(kept, weight * log_ratio.masked_fill(~kept, 0.0), 0.0).mean()
+    def sampler(self, of: str) -> AbstractContextManager[CausalLM]:
+        """Beside policy and reference, the proposal."""
+        if of == "proposal" and self.proposal is not None:
+            return nullcontext(self.proposal)
+        return super().sampler(of)
 
-    from_policy = (pi_weight * (policy - mixed)).mean()
-    return DivergenceEstimates(
-        weighted(p_weight, target - policy),
-        0.5 * (pi_weight - p_weight).abs().mean(),
-        0.5 * (weighted(p_weight, target - mixed) + from_policy),
-    )
+    # ------------------------------------------------------------------------------------------ training
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        offline = self.proposal is not None
+        if offline:
+            self._replace_proposal()
+        rollout = self.rollout(batch, self.config.samples, of="proposal" if offline else "policy")
+        completions = self.completions(rollout)
+        policy, base = (masked_sum(v, completions.mask, dim=-1) for v in (completions.policy, completions.reference))
+        proposal = masked_sum(rollout.sampled, completions.mask, dim=-1) if offline else policy.detach()
+        target = self.log_target(base, rollout.rewards, self._satisfied(rollout.rows.ids, rollout.rows.loss))
+        self.normaliser.update(*(self._gathered(v) for v in (target, proposal, rollout.prompts)))
+        log_z = self.normaliser.log_normaliser(rollout.prompts).to(target)
+        rewards = pseudo_rewards(policy, target, log_z, get_f_divergence(self.config.divergence))
+        baseline = self._baseline(rewards, log_z)
+        losses = f_dpg_loss(policy, rewards, baseline=baseline, proposal_log_probs=proposal if offline else None)
+        if offline:
+            self.gained += self._gathered(proposal_advantage(policy, target, proposal, log_z)).mean()
+        places = torch.arange(len(losses), device=losses.device) // rollout.samples
+        self._log(rollout, policy, target, proposal, log_z, rewards)
+        return {"policy_gradient": context_mean(losses, places, log_z)}
+
+    def log_target(self, base: Tensor, rewards: Tensor, satisfied: Tensor | None) -> Tensor:
+        """log P of completions: (…) from log a, r and b of the same shape."""
+        config = self.config
+        if satisfied is None:
+            assert config.beta is not None
+            return reward_target(base, rewards, beta=config.beta)
+        if config.target == "pointwise":
+            return pointwise_target(base, satisfied, floor=config.floor)
+        return exponential_target(base, satisfied.to(base).unsqueeze(-1), self.coefficients)
+
+    def _satisfied(self, tokens: Tensor, inside: Tensor) -> Tensor | None:
+        return None if self.word is None else contains(tokens, inside, self.word)
+
+    def _baseline(self, rewards: Tensor, log_z: Tensor) -> Tensor | float:
+        """B of the samples before; these are added to the window. Those without a Z have no pseudo-reward."""
+        if self.window is None:
+            return 0.0
+        baseline = self.window.value().to(rewards)
+        rewards, log_z = self._gathered(rewards), self._gathered(log_z)
+        self.window.update(rewards[log_z > -math.inf])
+        return baseline
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Values of the samples of all processes, so that every one has the same estimates."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return values
+        gathered: Any = self.all_gather(values)
+        return torch.flatten(gathered, 0, 1)
+
+    def _replace_proposal(self) -> None:
+        """Every `proposal_interval` steps make the policy the proposal, if it was nearer to the target meanwhile."""
+        if self.micro_batch or not self.global_step or self.global_step % self.config.proposal_interval:
+            return
+        assert self.proposal is not None
+        if self.gained > 0:
+            self.proposal.load_state_dict(self.network.state_dict())
+        self.gained.zero_()
+
+    def _log(
+        self, rollout: Rollout, policy: Tensor, target: Tensor, proposal: Tensor, log_z: Tensor, rewards: Tensor
+    ) -> None:
+        """Log estimates of the divergences and what drives the step; samples of a prompt without a Z are left out."""
+        known = log_z > -math.inf
+        satisfied = self._satisfied(rollout.rows.ids, rollout.rows.loss)
+        found = {"reward": rollout.rewards.mean(), "unknown_normaliser": 1 - known.float().mean()}
+        if satisfied is not None:
+            found["satisfied"] = satisfied.float().mean()
+        self.log_terms(found | {"pseudo_reward": rewards.mean()}, "rollout")
+        if known.any():
+            parts = (v[known] for v in (policy, target, proposal, log_z))
+            self.log_terms(divergence_estimates(*parts)._asdict(), "estimate")
+
+    # ------------------------------------------------------------------------------------------ outputs
+
+    def write_extras(self, folder: Path) -> None:
+        """`target.zarr`: p(y|x) of every completion of the test prompts, (P, N), and b (N,) where there is a word."""
+        texts = self.task.texts
+        with whole(folder / "target.zarr") as temporary:
+            group = zarr.create_group(store=temporary)
+            word = None if self.word is None else texts.words[self.word]
+            group.attrs.update(data_checksum=texts.checksum, word=word, coefficients=self.coefficients.tolist())
+            if not self.task.evaluation.exact:
+                return
+            base = read_base(self.spec.inputs["teacher"], texts, table=True).table
+            tokens, lengths = texts.space.sequences(padding=texts.end)
+            satisfied = self._satisfied(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
+            assert base is not None
+            rows = None if satisfied is None else satisfied.expand_as(base)
+            log_p = renormalised(self.log_target(base, completion_rewards(texts), rows))
+            group.create_array("probs", data=log_p.exp().numpy())
+            if satisfied is not None:
+                group.create_array("satisfied", data=satisfied.numpy())

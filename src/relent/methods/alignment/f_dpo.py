@@ -15,12 +15,15 @@ KL(π‖π_ref), which is DPO; `forward_kl` is KL(π_ref‖π); the paper's JS, 
 `jensen_shannon_unhalved`; `alpha` has the paper's α (0 the reverse, 1 the forward KL), and TRL's
 `f_alpha_divergence_coef` is 1 − α. At one β the divergences do not bind equally (f″(1) is 1 for both KLs and α, ½ for
 JS): compare frontiers over β.
+
+[paper] objective, condition, divergences; [code] the form of TRL 1.16, there being no code of the authors; ours: the
+ceiling of the exponent, the default divergence (α = 0.5, the middle of the paper's set), networks and recipe.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +32,36 @@ from relent.divergences.f_divergence import f_divergence_names, get_f_divergence
 from relent.divergences.f_generator import FDivergence
 from relent.divergences.logits import log_sum_exp, renormalised
 from relent.divergences.reduction import masked_mean, upcast
-from relent.methods.alignment.preference import positive, preference_loss
+from relent.methods.alignment.base import PairMethod
+from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
+from relent.methods.config import MethodConfig, hyperparameter
 
 # Log-ratios between which an optimum is searched: e^±700 still fits float64.
 _LOG_RANGE = 700.0
+
+
+class Config(MethodConfig):
+    """Hyperparameters of f-DPO."""
+
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon_unhalved", "jeffreys", "alpha"] = hyperparameter(
+        "alpha", "D_f(π‖π_ref), by its name in the registry.", source="paper: all but jeffreys; the default is ours"
+    )
+    alpha: float = hyperparameter(
+        0.5, "α of the divergence `alpha`: 0 the reverse, 1 the forward KL.", source="paper: 0.3, 0.5, 0.7", ge=0, le=1
+    )
+    beta: float = hyperparameter(
+        0.1, "β, strength of the divergence, in the unit of the reward.", source="paper and TRL", gt=0, le=1000
+    )
+    label_smoothing: float = hyperparameter(
+        0.0, "ε, probability that a label is wrong.", source="paper: none", ge=0, lt=0.5
+    )
+    exponent_ceiling: float = hyperparameter(
+        20.0,
+        "Bound of the exponent of scores exp(−α·ρ); beyond it an answer gets no gradient.",
+        source="ours; TRL: 80 for α, none for the forward KL",
+        gt=0,
+        le=80,
+    )
 
 
 def f_dpo_divergence(name: str, **parameters: float) -> FDivergence:
@@ -174,3 +203,31 @@ def _inverse_score(divergence: FDivergence, scores: Tensor) -> Tensor:
         below = divergence.score(middle) < scores
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return 0.5 * (low + high)
+
+
+class FDPO(PairMethod):
+    """Trains the policy as its own reward model under a divergence of choice; under the reverse KL it is DPO."""
+
+    config: Config
+    baseline_limit = ("dpo", {"divergence": "reverse_kl"})
+
+    def setup_method(self) -> None:
+        """Take the divergence out of the registry."""
+        parameters = {"alpha": self.config.alpha} if self.config.divergence == "alpha" else {}
+        self.divergence = f_dpo_divergence(self.config.divergence, **parameters)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config, divergence = self.config, self.divergence
+        chosen, rejected = (side.log_ratio() for side in self.pair(batch))
+        loss = f_dpo_loss(
+            chosen,
+            rejected,
+            divergence,
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            exponent_ceiling=config.exponent_ceiling,
+        )
+        rewards = (f_dpo_rewards(ratios, divergence, beta=config.beta) for ratios in (chosen, rejected))
+        clamped = clamped_share(torch.cat((chosen, rejected)), divergence, config.exponent_ceiling)
+        self.log_terms(reward_diagnostics(*rewards) | {"clamped_share": clamped})
+        return {"preference": loss.mean()}

@@ -12,23 +12,49 @@ Plain SFT is φ(x) = x (total variation with its bound dropped): V and π_ref ca
 constant in π: β is then no more than a factor of the learning rate, so the paper lowers that rate (2e-5 to 5e-6). With
 other f the reference stays; its per-token factor φ′(β ρ) is :func:`update_weight`, the rate that SFT would need.
 
-The paper's body was not available: the equations are derived from its abstract and from IQ-Learn, and were checked by
-duality on enumerated problems. Three forms: **A** `policy_form_loss` (V = 0, tokens), **B** `value_form_loss` (logits
-as Q-values, no reference), **C** `exact_objective` (enumerated answers, V free).
+The method fine-tunes on the preferred completions by form A (stage `sft`), then trains by DPO from there with the fine-
+tuned model as the reference (stage `student`), as the paper judges both remedies after a DPO stage.
+
+[paper] (abstract) the frame, the smaller learning rate, the other divergences, the DPO stage after them; ours: the
+exact forms, β of φ, networks and recipe. The paper's body was not available: the equations are derived from its
+abstract and from IQ-Learn, and were checked by duality on enumerated problems. Three forms: **A** `policy_form_loss`
+(V = 0, tokens), **B** `value_form_loss` (logits as Q-values, no reference), **C** `exact_objective` (enumerated
+answers, V free). B and C are not trained with: B reads a base model's logits, whose normaliser nothing fixes, and C
+with one demonstration of a prompt is plain SFT.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import zarr
 from torch import Tensor
 
 from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
 from relent.divergences.logits import log_sum_exp
 from relent.divergences.reduction import Reduction, as_mask, masked_mean, masked_sum, reduce, upcast
-from relent.methods.alignment.preference import positive, sequence_log_ratio, token_log_ratios
+from relent.errors import DataError
+from relent.files import whole
+from relent.language.batches import TokenBatch
+from relent.methods.alignment.base import PairMethod
+from relent.methods.alignment.preference import (
+    positive,
+    preference_loss,
+    reward_diagnostics,
+    sequence_log_ratio,
+    token_log_ratios,
+)
+from relent.methods.config import MethodConfig, hyperparameter
+from relent.tasks.preference_alignment.sampling import completion_log_probs
+from relent.tasks.stored import read_array
+
+if TYPE_CHECKING:
+    from relent.models.causal_lm import CausalLM
+    from relent.tasks.preference_alignment.training import Task
 
 Divergence = Literal["sft", "pearson_chi2", "squared_hellinger", "forward_kl"]
 
@@ -37,6 +63,28 @@ HELLINGER_EDGE = -0.9
 
 LEARNING_RATE_FACTOR = 0.25
 """What the paper multiplies the learning rate of SFT by: 2e-5 to 5e-6."""
+
+LEARNT_FROM = ("train", "validation")
+"""Splits whose pairs are scored by the fine-tuned model."""
+
+
+class Config(MethodConfig):
+    """Hyperparameters of fine-tuning and of DPO after it."""
+
+    divergence: Literal["sft", "pearson_chi2", "squared_hellinger", "forward_kl"] = hyperparameter(
+        "sft", "D_f of the fine-tuning; `sft`: cross-entropy, in which the reference cancels.", source="paper, abstract"
+    )
+    sft_beta: float = hyperparameter(
+        1.0, "β of φ, at the level of tokens; for `sft` a factor of the learning rate.", source="ours", gt=0, le=1000
+    )
+    sft_rate: float = hyperparameter(
+        LEARNING_RATE_FACTOR,
+        "Share of the learning rate that the fine-tuning has.",
+        source="paper: 2e-5 to 5e-6 (from memory, not verified)",
+        gt=0,
+        le=100,
+    )
+    beta: float = hyperparameter(0.1, "β of DPO, in the unit of the reward.", source="ours: that of DPO", gt=0, le=1000)
 
 
 def _conjugate(name: Divergence) -> FDivergence:
@@ -208,3 +256,80 @@ def chi2_variance_objective(
 def implicit_reward(policy_log_probs: Tensor, base_log_probs: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     """β Σ_t log π_sft/π_base of each answer, (B,), detached: the reward that SFT has learned, up to V(x)."""
     return positive(beta, "beta") * sequence_log_ratio(policy_log_probs, base_log_probs, mask).detach()
+
+
+class ImplicitReward(PairMethod):
+    """Fine-tunes on the preferred completions (stage `sft`), then trains by DPO against the result."""
+
+    config: Config
+    task: Task
+    network: CausalLM
+    tokens_per_item = 1.0
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether this is the first stage."""
+        return self.spec.stage == "sft"
+
+    def setup_method(self) -> None:
+        """The second stage starts from the fine-tuned model and has its log-probabilities for a reference."""
+        if self.fine_tunes or self.task.base is None:
+            return
+        self.network.load_state_dict(self.task.weights("sft"))
+        place = Path(self.spec.inputs["sft"]) / "reference.zarr"
+        if not place.is_dir():
+            raise DataError(f"{place}: does not exist; train the stage sft first")
+        group = zarr.open_group(place, mode="r")
+        for split in LEARNT_FROM:
+            stored = torch.from_numpy(read_array(group, split, place))
+            self.task.base.pairs[split] = replace(self.task.base.pairs[split], reference=stored)
+
+    def prepare(self, datamodule: Any) -> None:
+        """Learn the mean number of tokens of a preferred completion."""
+        self.tokens_per_item = datamodule.tokens_per_item("chosen")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The recipe's, and the paper's share of it in the first stage."""
+        return super().learning_rate_factor(step) * (self.config.sft_rate if self.fine_tunes else 1.0)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.fine_tunes:
+            return {"demonstrations": self._demonstrations(batch)}
+        chosen, rejected = (side.log_ratio() for side in self.pair(batch))
+        beta = self.config.beta
+        self.log_terms(reward_diagnostics(beta * chosen, beta * rejected))
+        return {"preference": preference_loss(beta * (chosen - rejected)).mean()}
+
+    def _demonstrations(self, batch: dict[str, Tensor]) -> Tensor:
+        config, rows = self.config, TokenBatch.from_tensors(batch, "chosen_")
+        policy, reference = self.token_log_probs(rows), batch["teacher_chosen"]
+        settings: dict[str, Any] = {"divergence": config.divergence, "beta": config.sft_beta}
+        loss = policy_form_loss(policy, reference, rows.loss, reduction="none", **settings).sum(-1)
+        ratios = token_log_ratios(policy, reference)
+        weights = update_weight(ratios, config.divergence, beta=config.sft_beta)
+        found = {
+            "log_ratio": masked_mean(ratios, rows.loss),
+            "update_weight": masked_mean(weights, rows.loss),
+            "turned_share": masked_mean((weights < 0).float(), rows.loss),
+        }
+        if config.divergence == "squared_hellinger":
+            found["edge_share"] = edge_share(ratios, rows.loss, beta=config.sft_beta)
+        self.log_terms(found)
+        return loss.mean() / self.tokens_per_item
+
+    def write_extras(self, folder: Path) -> None:
+        """`reference.zarr` of the first stage: log-probabilities of the pairs' tokens, (N, 2, T), by split."""
+        if not self.fine_tunes or self.task.base is None:
+            return
+        texts = self.task.texts
+        with whole(folder / "reference.zarr") as temporary:
+            group = zarr.create_group(store=temporary)
+            for split in LEARNT_FROM:
+                pairs = self.task.base.pairs[split]
+                sides = [
+                    completion_log_probs(
+                        self.network, texts, texts.completed(pairs.prompt.tolist(), pairs.tokens[:, i], lengths)
+                    )
+                    for i, lengths in enumerate(pairs.lengths.unbind(1))
+                ]
+                group.create_array(split, data=torch.stack(sides, 1).numpy())

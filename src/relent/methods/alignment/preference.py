@@ -70,6 +70,16 @@ def preference_loss(margin: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     return (1.0 - label_smoothing) * right - label_smoothing * F.logsigmoid(-margin)
 
 
+def reward_diagnostics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """What is logged of implicit rewards, (B,) each: their mean difference, and how often the chosen answer has more.
+
+    Returns:
+        `reward_margin` and `reward_accuracy`, scalars without gradient.
+    """
+    difference = (chosen - rejected).detach()
+    return {"reward_margin": difference.mean(), "reward_accuracy": (difference > 0).float().mean()}
+
+
 def positive(value: float, name: str) -> float:
     """Return a strength such as β after checking that it is positive.
 

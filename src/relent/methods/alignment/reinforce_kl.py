@@ -9,17 +9,48 @@ Three estimators of one gradient:
 Williams (Machine Learning 8, 1992); the penalty in the reward: Ziegler et al., arXiv 1909.08593; sequences as actions
 and the leave-one-out B: Ahmadian et al., "Back to Basics", arXiv 2402.14740; the exact form: Amini, Vieira, Cotterell,
 arXiv 2504.10637, section 4.
+
+Whole completions as actions and B of the other completions of the same prompt are arXiv 2402.14740's (RLOO), β and the
+number of completions TRL's; the mean over prompts, so that micro-batches add up, and the choice of estimator are ours.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from relent.divergences.estimators import sequence_kl_loss
+from relent.divergences.fused.losses import fused_reverse_kl
 from relent.divergences.reduction import masked_sum
-from relent.methods.alignment.policy_gradient import rewards_to_go, score_function_loss, token_rewards
+from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
+from relent.methods.alignment.base import Completions
+from relent.methods.alignment.policy_gradient import (
+    leave_one_out_mean,
+    rewards_to_go,
+    score_function_loss,
+    token_rewards,
+)
+from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
+from relent.methods.config import MethodConfig, hyperparameter
+
+
+class Config(MethodConfig):
+    """Hyperparameters of REINFORCE with a KL penalty."""
+
+    beta: float = hyperparameter(
+        0.05, "β, strength of the KL penalty, in the unit of the reward.", source="code: TRL, RLOOConfig", gt=0, le=1000
+    )
+    samples: int = hyperparameter(
+        2, "n, completions of a prompt; each has the others as its baseline.", source="code: TRL", ge=2, le=1024
+    )
+    estimator: Literal["sequence", "token", "exact"] = hyperparameter(
+        "sequence",
+        "How the KL penalty enters: whole completions, what follows a token, or sums over the vocabulary.",
+        source="arXiv 2402.14740: whole completions",
+    )
 
 
 def reinforce_kl_loss(
@@ -81,3 +112,48 @@ def reinforce_exact_kl_loss(
         raise ValueError(f"beta must not be negative, got {beta}")
     reward_part = score_function_loss(masked_sum(log_probs, mask, dim=-1), rewards, baseline=baseline)
     return reward_part + beta * sequence_kl_loss(log_probs, token_kl, exact=True, mask=mask)
+
+
+class ReinforceKL(OnPolicyMethod):
+    """Trains the policy by the score function of its own completions, each against the others of its prompt."""
+
+    config: Config
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        rollout = self.rollout(batch, self.config.samples)
+        output = self.network(rollout.rows)
+        policy = Completions(token_log_probs(output, rollout.rows), rollout.reference, rollout.rows.loss)
+        self.log_rollout(rollout.rewards, policy)
+        if self.config.estimator == "exact":
+            return {"policy_gradient": self._exact_loss(rollout, policy, output).mean()}
+        returns = rollout.rewards - self.config.beta * policy.log_ratio().detach()
+        losses = reinforce_kl_loss(
+            policy.policy,
+            policy.reference,
+            rollout.rewards,
+            policy.mask,
+            beta=self.config.beta,
+            level=self.config.estimator,
+            baseline=self._baseline(rollout, returns),
+        )
+        return {"policy_gradient": losses.mean()}
+
+    def _exact_loss(self, rollout: Rollout, policy: Completions, output: LMOutput) -> Tensor:
+        _, head, mask = next_token_head(output, rollout.rows)
+        with torch.no_grad(), self.reference_policy() as network:
+            _, reference, _ = next_token_head(network(rollout.rows), rollout.rows)
+        token_kl = pad(fused_reverse_kl(reference, head, mask=mask, reduction="none"), (1, 0))
+        return reinforce_exact_kl_loss(
+            policy.policy,
+            token_kl,
+            rollout.rewards,
+            policy.mask,
+            beta=self.config.beta,
+            baseline=self._baseline(rollout, rollout.rewards),
+        )
+
+    def _baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """Mean return of the other completions of the same prompt, (N,)."""
+        baseline = leave_one_out_mean(rollout.grouped(returns)).flatten()
+        self.log_terms({"return": returns.mean(), "advantage": (returns - baseline).abs().mean()}, "rollout")
+        return baseline

@@ -10,21 +10,52 @@ argmax r, whatever the prior. Minimising KL(π*‖π) instead (distribution matc
 family and another one in a restricted family.
 
 Arguments are log-probabilities of **whole sequences**, summed over tokens, never averaged over the length.
+
+[paper] the identity, the posterior, the collapse without the penalty, the forward KL as the other choice; [code] (the
+authors' toolkit `naver/disco`) a running Z of each prompt; ours: the leave-one-out baseline, proposals that mix prior
+and policy, networks and recipe. The paper trains nothing. With `elbo` the method is `reinforce_kl` at the same β: what
+it adds is the comparison, judged by KL(π‖π*), which is the gap of the bound, and log Z, ELBO and effective sample size.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
-from relent.divergences.logits import log_sum_exp
-from relent.divergences.reduction import upcast
-from relent.methods.alignment.policy_gradient import score_function_loss
+from relent.divergences.logits import log_mixture, log_sum_exp
+from relent.divergences.reduction import masked_sum, upcast
+from relent.language.batches import concatenate
+from relent.methods.alignment.base import Completions
+from relent.methods.alignment.importance import RunningNormaliser
+from relent.methods.alignment.policy_gradient import leave_one_out_mean, score_function_loss
 from relent.methods.alignment.preference import positive
+from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
+from relent.methods.config import MethodConfig, hyperparameter
+
+
+class Config(MethodConfig):
+    """Hyperparameters of the comparison."""
+
+    objective: Literal["elbo", "reward", "forward_kl"] = hyperparameter(
+        "elbo", "J(π), as KL-penalised RL; E_π r alone; or −KL(π*‖π), distribution matching.", source="paper"
+    )
+    beta: float = hyperparameter(
+        1.0,
+        "β of the posterior, in the unit of the reward; `reward` is only measured against it.",
+        source="ours: at 1 a log-likelihood as reward makes π* Bayes' posterior",
+        gt=0,
+        le=1000,
+    )
+    samples: int = hyperparameter(
+        4, "Completions of a prompt.", source="ours: 256 a step at the laptop scale; code: 1024", ge=2, le=2**16
+    )
+    prior_share: float = hyperparameter(
+        0.5, "Share of them that the prior gives, for `forward_kl`: bounds the weights.", source="ours", ge=0, le=1
+    )
 
 
 class Posterior(NamedTuple):
@@ -139,7 +170,7 @@ def forward_kl_loss(
         log_probs: (N,), log π of samples x ~ q.
         prior_log_probs: (N,).
         rewards: (N,).
-        log_evidence: log Z, exact or a running mean that has seen this batch (`f_dpg.RunningNormaliser`).
+        log_evidence: log Z, exact or a running mean that has seen this batch (`importance.RunningNormaliser`).
         beta: β > 0.
         proposal_log_probs: (N,), log q; None: q = π. Half of the samples from the prior keep the weights bounded.
         baseline: B; 1 is the mean of the weights.
@@ -154,3 +185,73 @@ def forward_kl_loss(
 def effective_sample_size(weights: Tensor) -> Tensor:
     """(Σ w)²/Σ w² of importance weights (…, N), in [1, N]: how many samples the estimate really rests on."""
     return weights.sum(dim=-1).square() / weights.square().sum(dim=-1).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+class RLKLBayes(OnPolicyMethod):
+    """Trains the policy towards the posterior by one of three objectives, and tells how far from it the bound is."""
+
+    config: Config
+
+    def setup_method(self) -> None:
+        super().setup_method()
+        self.normaliser = RunningNormaliser(len(self.task.texts.prompts))
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config = self.config
+        from_prior = round(config.prior_share * config.samples) if config.objective == "forward_kl" else 0
+        rollout = self._sampled(batch, from_prior)
+        policy = self.completions(rollout)
+        log_probs, prior = (masked_sum(v.double(), policy.mask, dim=-1) for v in (policy.policy, policy.reference))
+        proposal = log_mixture(prior, log_probs.detach(), from_prior / config.samples)
+        rewards = rollout.rewards.double()
+        log_evidence = self._log_evidence(rollout.prompts, prior + rewards / config.beta, proposal)
+        self._log(rollout, policy, proposal, log_evidence, len(batch["prompt"]) * (config.samples - from_prior))
+        if config.objective == "forward_kl":
+            losses = forward_kl_loss(
+                log_probs,
+                prior,
+                rewards,
+                log_evidence,
+                beta=config.beta,
+                proposal_log_probs=proposal,
+                baseline=1.0,
+            )
+        else:
+            beta = config.beta if config.objective == "elbo" else 0.0
+            returns = kl_regularised_returns(log_probs, prior, rewards, beta=beta)
+            baseline = leave_one_out_mean(rollout.grouped(returns)).flatten()
+            losses = kl_rl_loss(log_probs, prior, rewards, beta=beta, baseline=baseline)
+        return {config.objective: losses.mean()}
+
+    def _sampled(self, batch: dict[str, Tensor], from_prior: int) -> Rollout:
+        """Completions of the policy, then `from_prior` of each prompt from the prior."""
+        counts = {"policy": self.config.samples - from_prior, "reference": from_prior}
+        parts = [self.rollout(batch, count, of=of) for of, count in counts.items() if count]
+        if len(parts) == 1:
+            return parts[0]
+        rows = concatenate([part.rows for part in parts], padding=self.task.texts.end)
+        columns = zip(*(part[2:] for part in parts))
+        return Rollout(rows, 1, *(torch.cat(values) for values in columns))
+
+    def _log_evidence(self, prompts: Tensor, target: Tensor, proposal: Tensor) -> Tensor:
+        """log Z of each completion's prompt, from all samples so far, those of all processes among them."""
+        self.normaliser.update(self.gathered(target), self.gathered(proposal), self.gathered(prompts))
+        return self.normaliser.log_normaliser(prompts)
+
+    def _log(
+        self, rollout: Rollout, policy: Completions, proposal: Tensor, log_evidence: Tensor, from_policy: int
+    ) -> None:
+        """The bound from the `from_policy` first completions, the weights π*/q of all.
+
+        Where few of the samples count (`effective_sample_share`: a policy that has collapsed), log Z comes out too low.
+        """
+        beta, prior = self.config.beta, masked_sum(policy.reference.double(), policy.mask, dim=-1)
+        weights = forward_kl_weights(prior, rollout.rewards.double(), proposal, log_evidence, beta=beta)
+        found = {"effective_sample_share": effective_sample_size(weights) / len(weights), "weight": weights.mean()}
+        if from_policy:
+            own = Completions(*(values[:from_policy] for values in policy))
+            self.log_rollout(rollout.rewards[:from_policy], own)
+            elbo = (rollout.rewards[:from_policy] / beta - own.log_ratio().detach()).mean()
+            log_z = log_evidence[:from_policy].mean()
+            found |= {"elbo": elbo, "log_evidence": log_z, "elbo_gap": log_z - elbo}
+        self.log_terms(found, "posterior")

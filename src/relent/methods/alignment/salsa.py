@@ -12,19 +12,51 @@ Where the soup is a geometric mean (linear-softmax models, or to first order aro
 KL(π‖soup) = α KL(π‖p_1) + (1 − α) KL(π‖p_2) + log Σ p_1^α p_2^{1−α}: the penalty is then the mean of two KLs, which
 :func:`mean_reference_log_probs` gives exactly for any model, as a control (ours).
 
-No official code is public; the paper's α = ½ is best of its sweep.
+[paper] the soup of two SFT models as the reference, the start at θ_1, α = ½, the best of its sweep; PPO as TRL has it.
+No official code is public. Ours: both SFT models come from the base model and learn the preferred completions, in other
+orders of the batches and otherwise alike; PPO is that of `ppo`; the control of two references; networks and recipe.
+Soups of outputs and points of the landscape's plane are functions here, not variants.
 """
 
 from __future__ import annotations
 
+import copy
+import csv
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+import zarr
 from torch import Tensor
 
 from relent.divergences.logits import log_mixture, renormalised
 from relent.divergences.reduction import upcast
+from relent.files import whole
+from relent.language.batches import TokenBatch
+from relent.language.log_probs import token_log_probs
+from relent.methods.alignment.config import ProximalConfig
+from relent.methods.alignment.proximal import ProximalMethod
+from relent.methods.alignment.sft import sft_loss
+from relent.methods.config import hyperparameter
+from relent.models.causal_lm import CausalLM
+from relent.train.sampling import derive_seed
+
+ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""Of the paper's sweep: points between the two models at which the soup is looked at."""
+
+
+class Config(ProximalConfig):
+    """Hyperparameters of SALSA."""
+
+    alpha: float = hyperparameter(
+        0.5, "α, weight of the model that the policy starts from, in the soup.", source="paper", ge=0, le=1
+    )
+    penalty: Literal["soup", "mean_kl"] = hyperparameter(
+        "soup", "KL to the soup, or the mean of the KLs to both models, the control.", source="paper; the control: ours"
+    )
+
 
 State = Mapping[str, Tensor]
 
@@ -164,3 +196,112 @@ def interpolated(states: Sequence[State], coordinates: Tensor) -> list[dict[str,
         {name: _average([(float(w), state[name].detach()) for w, state in zip(row, states)]) for name in states[0]}
         for row in coordinates
     ]
+
+
+class SALSA(ProximalMethod):
+    """Trains two SFT models (`sft_1`, `sft_2`), averages them (`soup`), then goes on from the first by PPO.
+
+    The stage `soup` writes the average as weights like any other stage's, adapters merged, and `soup.csv`: loss and
+    reward on the way from the second model to the first.
+    """
+
+    config: Config
+
+    def setup_method(self) -> None:
+        self.experience = {}
+        if self.spec.stage == "soup":
+            self.states = [self._state("sft_1"), self._state("sft_2")]
+            self.network = self._network(self._soup(self.config.alpha))
+        elif self.spec.final:
+            self.network.load_state_dict(self.task.weights("sft_1"))
+            both = ("sft_1", "sft_2") if self.config.penalty == "mean_kl" else ()
+            self.models = [self._network(self._state(stage)) for stage in both]
+            super().setup_method()
+
+    def prepare(self, datamodule: Any) -> None:
+        """Have the SFT models see the data in orders of their own."""
+        self.tokens_per_item, self.validation = datamodule.tokens_per_item("chosen"), datamodule.val_dataloader()
+        if not self.spec.final:
+            datamodule.seed = derive_seed(self.spec.stage, self.spec.seed)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.spec.final:
+            return super().terms(batch)
+        rows = TokenBatch.from_tensors(batch, "chosen_")
+        return {"nll": sft_loss(self.token_log_probs(rows), rows.loss, self.tokens_per_item)}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+        """Of an SFT model the loss, of the policy reward and KL to the soup."""
+        if self.spec.final:
+            return super().validation_step(batch, batch_idx)
+        self.log("validation/nll", self.terms(batch)["nll"], batch_size=len(batch["prompt"]))
+
+    # ------------------------------------------------------------------------------------------ the reference
+
+    def reference_network(self) -> CausalLM:
+        """The soup."""
+        return self._network(self.task.weights("soup"))
+
+    @torch.no_grad()
+    def reference_log_probs(self, rows: TokenBatch) -> Tensor:
+        """log π_soup of the tokens in the loss, (N, L); with `mean_kl` α log p_1 + (1 − α) log p_2, not normalised."""
+        if self.config.penalty == "soup":
+            return super().reference_log_probs(rows)
+        first, second = (token_log_probs(network.to(self.device)(rows), rows) for network in self.models)
+        return mean_reference_log_probs(first, second, self.config.alpha)
+
+    def _network(self, state: State) -> CausalLM:
+        """A frozen network without adapter."""
+        network = self.task.reference_network()
+        network.load_base(state)
+        return network
+
+    def _state(self, stage: str) -> State:
+        """Weights that an SFT stage ended with, its adapter merged."""
+        state = self.task.weights(stage)
+        if not self.network.has_adapter:
+            return state
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(state)
+        return CausalLM(network.model.merge_and_unload()).state_dict()
+
+    def _soup(self, alpha: float) -> State:
+        return soup(self.states, [alpha, 1 - alpha])
+
+    # ------------------------------------------------------------------------------------------ outputs
+
+    def write_extras(self, folder: Path) -> None:
+        """`soup.csv` of the soup; of the policy `references.zarr`, log-probabilities of all that it may be held to."""
+        if self.spec.stage == "soup":
+            self._write_path(folder / "soup.csv")
+        elif self.spec.final and self.task.evaluation.exact:
+            with whole(folder / "references.zarr") as temporary:
+                group = zarr.create_group(store=temporary)
+                group.attrs.update(data_checksum=self.task.texts.checksum)
+                for name, state in (("first", self._state("sft_1")), ("soup", self.task.weights("soup"))):
+                    group.create_array(name, data=self.task.network_law(self._network(state)).table().numpy())
+
+    def _write_path(self, path: Path) -> None:
+        """At each α the validation loss a token and, where the data have a reward, its mean and that mean's error."""
+        batches = list(self.validation)
+        prompts = torch.cat([batch["prompt"] for batch in batches])
+        with whole(path) as temporary, temporary.open("w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["alpha", "nll", *(["reward", "reward_error"] if self.task.reward else [])])
+            for alpha in ALPHAS:
+                network = self._network(self._soup(alpha))
+                losses = torch.cat([_losses(network, TokenBatch.from_tensors(batch, "chosen_")) for batch in batches])
+                writer.writerow([alpha, float(losses.mean()), *self._mean_reward(network, prompts)])
+
+    def _mean_reward(self, network: CausalLM, prompts: Tensor) -> list[float]:
+        """Of one completion of each prompt, and its standard error; empty without a reward."""
+        if not self.task.reward:
+            return []
+        tokens, lengths = self.task.network_law(network).sample(prompts)
+        rewards = self.task.reward(self.task.texts.completed(prompts.tolist(), tokens, lengths))
+        return [float(rewards.mean()), float(rewards.std() / len(rewards) ** 0.5)]
+
+
+def _losses(network: CausalLM, rows: TokenBatch) -> Tensor:
+    """−log π of each token in the loss, (tokens,)."""
+    return -token_log_probs(network(rows), rows)[rows.loss]

@@ -7,25 +7,73 @@ Token Masks", arXiv 2410.05102 (Findings of EMNLP 2025). With m_u, m_d ≥ 0 on 
     L = −log σ( β [u(y_w) − u(y_l) − (D(y_l) − D(y_w))] ) + λ_u Σ_t m_u(t) + λ_d Σ_t m_d(t)
 
 Masks multiply and are not renormalised. With both masks 1 it is TDPO1, with m_u = 1 and m_d = 0 DPO. A learned mask
-(:class:`TokenMask`) reads the reference's hidden states **before** y_t and is trained with the policy by this loss; its
+(`masks.TokenMask`) reads the reference's hidden states **before** y_t and is trained with the policy by this loss; its
 ReLU gives exact zeros, and weight decay on the mask's own parameter group drives sparsity (0.01 in the official code).
-A mask from activations (:func:`activation_mask`, MaPO) has no parameters.
+A mask from activations (`masks.activation_mask`, MaPO) has no parameters.
 
-As the official code (`huawei-noah/HEBO`, SparsePO) has it; two deviations: it rescales activations in float16 and
-divides by zero for a constant row, here it is the input's precision and such a row gives 0. The z-normalisation before
-its min-max rescaling has no effect and is left out.
+[paper], [code] (`huawei-noah/HEBO`, SparsePO) loss, masks, their places, β, weight decay; ours: networks and recipe. A
+learned mask starts as the code's does, 0 everywhere for good in 2^−G of the seeds (G blocks): the share of zeros is
+logged and scored, and `positive_start` (ours) is the remedy. After a rotary embedding, where the code reads queries and
+keys once more, nothing is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 from relent.divergences.reduction import as_mask, masked_mean, masked_sum, upcast
-from relent.methods.alignment.preference import positive, preference_loss
+from relent.language.batches import TokenBatch
+from relent.language.layers import ActivationKind, activation_means, hidden_states
+from relent.language.log_probs import LMOutput
+from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, pair_rows, sides
+from relent.methods.alignment.masks import TokenMask, activation_mask, mask_sparsity, random_mask, write_masks
+from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
+from relent.methods.config import MethodConfig, hyperparameter
+
+
+class Config(MethodConfig):
+    """Hyperparameters of SparsePO."""
+
+    beta: float = hyperparameter(
+        0.8,
+        "β, strength of the KL penalty, in the unit of the reward.",
+        source="official code: 0.8 on IMDB and TL;DR, 0.1 on HH",
+        gt=0,
+        le=1000,
+    )
+    reward_mask: Literal["learned", "activation", "random", "unit", "zero"] = hyperparameter(
+        "learned",
+        "Mask of the log-ratios: m_u.",
+        source="paper; `zero` is ours",
+    )
+    kl_mask: Literal["learned", "activation", "random", "unit", "zero"] = hyperparameter(
+        "learned", "Mask of the KLs: m_d.", source="paper; `zero` is ours: no KL, as DPO"
+    )
+    common: bool = hyperparameter(
+        True, "One mask for both, where both are of one kind; else each its own.", source="official code, its default"
+    )
+    layers: Literal["all", "last"] = hyperparameter(
+        "all", "Hidden states that a learned mask reads.", source="official code: simple_all"
+    )
+    gate: Literal["relu", "binary", "straight_through"] = hyperparameter(
+        "relu", "Last step of a learned mask.", source="paper; `binary`: the code's ablation; `straight_through`: ours"
+    )
+    positive_start: bool = hyperparameter(
+        False, "Start a learned mask with positive weights of the layers.", source="official code: no; `true` is ours"
+    )
+    mask_weight_decay: float = hyperparameter(
+        0.01, "Weight decay of learned masks.", source="official code", ge=0, le=10
+    )
+    reward_l1: float = hyperparameter(
+        0.0, "λ_u, weight of the size of m_u.", source="official code: 0; 0.001 on HH with a common mask", ge=0
+    )
+    kl_l1: float = hyperparameter(0.0, "λ_d, weight of the size of m_d.", source="official code, as λ_u", ge=0)
 
 
 class MaskedAnswer(NamedTuple):
@@ -104,102 +152,115 @@ def sparsepo_rewards(answer: MaskedAnswer, *, beta: float) -> Tensor:
     return positive(beta, "beta") * (reward - kl).detach()
 
 
-class TokenMask(nn.Module):
-    r"""A learned mask of tokens from the hidden states of the reference, (B, L) and never negative.
+class SparsePO(ReferencedPairMethod):
+    """Trains the policy, and masks that say which tokens count, by one loss."""
 
-    `all`: a_g = ReLU(w_g·LN(z^g) + b_g) with one layer norm shared by the layers, m = ReLU(Σ_g c_g a_g), c of either
-    sign and without bias. `last`: m = ReLU(w·z + b) of the last layer. Where m = 0 its parameters get no gradient: a
-    mask that is 0 everywhere freezes the training at log 2, see :func:`mask_sparsity`.
+    config: Config
+    baseline_limit = ("dpo", {"reward_mask": "unit", "kl_mask": "zero", "beta": 0.1})
 
-    Args:
-        hidden_size: d.
-        layers: G, the number of layers (the embedding layer is not one); `last` uses one.
-        kind: `all` (the code's `simple_all`, default) or `last`.
-        gate: `relu`, or `binary`: sign(ReLU(·)), as the code's ablation has it, whose gradient is 0, so that it keeps
-            the random subset of its initialisation; `straight_through` gives it the gradient of the ReLU (ours).
-        positive_start: Start with c_g > 0 (ours). By the code's default start all c_g are negative, and the mask 0
-            everywhere for good, in 2^−G of the seeds: every fourth with two layers, none in practice with twelve.
-        layer_norm_epsilon: That of the reference model.
-    """
+    def setup_method(self) -> None:
+        """Add the learned masks; a common one is that of the reward."""
+        super().setup_method()
+        self.reward_mask = self._new_mask() if self.config.reward_mask == "learned" else None
+        self.kl_mask = self._new_mask() if self.config.kl_mask == "learned" and not self.one_mask else None
 
-    def __init__(
+    @property
+    def one_mask(self) -> bool:
+        """Whether log-ratios and KLs have the very same mask."""
+        return self.config.common and self.config.reward_mask == self.config.kl_mask
+
+    def _new_mask(self) -> TokenMask:
+        settings, config = self.network.config, self.config
+        names = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps")
+        return TokenMask(
+            settings.hidden_size,
+            settings.num_hidden_layers,
+            kind=config.layers,
+            gate=config.gate,
+            positive_start=config.positive_start,
+            layer_norm_epsilon=next((getattr(settings, name) for name in names if hasattr(settings, name)), 1e-5),
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weights of masks have a weight decay of their own; their biases and norms have none."""
+        masks = [mask for mask in (self.reward_mask, self.kl_mask) if mask is not None]
+        weights = [p for mask in masks for p in mask.parameters() if p.ndim > 1]
+        own = set(weights)
+        groups = [{**g, "params": [p for p in g["params"] if p not in own]} for g in super().parameter_groups()]
+        return [*groups, {"params": weights, "weight_decay": self.config.mask_weight_decay}] if weights else groups
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config = self.config
+        rows, stored = pair_rows(batch)
+        reference, reward, kl = self.reference_and_masks(rows)
+        outputs = PairOutputs(rows, self.network(rows), reference, stored)
+        columns = [outputs.log_ratios(), outputs.token_kl(), rows.loss]
+        # A common mask stays one tensor, by which the loss knows that it is to be counted once.
+        reward_sides, kl_sides = (_sides(reward), _sides(kl))
+        kl_sides = reward_sides if self.one_mask else kl_sides
+        chosen, rejected = map(MaskedAnswer, *map(sides, columns), reward_sides, kl_sides)
+        loss = sparsepo_loss(chosen, rejected, beta=config.beta, reward_l1=config.reward_l1, kl_l1=config.kl_l1)
+        self._log(chosen, rejected, {"reward": reward, "kl": kl}, rows.loss)
+        return {"preference": loss.mean()}
+
+    def _log(self, chosen: MaskedAnswer, rejected: MaskedAnswer, masks: dict[str, Tensor | None], mask: Tensor) -> None:
+        rewards = (sparsepo_rewards(answer, beta=self.config.beta) for answer in (chosen, rejected))
+        found = reward_diagnostics(*rewards)
+        for name, answer in (("chosen", chosen), ("rejected", rejected)):
+            found[f"{name}_kl"] = masked_sum(answer.token_kl, answer.mask, dim=-1).mean()
+        for name, weights in masks.items():
+            if weights is not None:
+                found[f"{name}_mask_zeros"] = mask_sparsity(weights, mask)
+                found[f"{name}_mask_mean"] = masked_mean(weights, mask)
+        self.log_terms(found)
+
+    def reference_and_masks(self, rows: TokenBatch) -> tuple[LMOutput, Tensor | None, Tensor | None]:
+        """The reference's output for N rows, m_u and m_d, (N, L) each at the places of their tokens; None: all 1."""
+        kinds = {self.config.reward_mask, self.config.kl_mask}
+        states: Tensor | None = None
+        activations: dict[ActivationKind, list[Tensor]] = {}
+        with self.reference_policy() as network:
+            if "activation" in kinds:
+                output, activations = activation_means(network, rows)
+            if "learned" in kinds:
+                output, states = hidden_states(network, rows)
+            if not kinds & {"activation", "learned"}:
+                output = network(rows)
+        reward = self._mask(self.config.reward_mask, self.reward_mask, rows, states, activations)
+        if self.one_mask:
+            return output, reward, reward
+        return output, reward, self._mask(self.config.kl_mask, self.kl_mask, rows, states, activations)
+
+    def _mask(
         self,
-        hidden_size: int,
-        layers: int,
-        *,
-        kind: Literal["all", "last"] = "all",
-        gate: Literal["relu", "binary", "straight_through"] = "relu",
-        positive_start: bool = False,
-        layer_norm_epsilon: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        if kind not in ("all", "last") or gate not in ("relu", "binary", "straight_through"):
-            raise ValueError(f"unknown mask: kind={kind!r} (all, last), gate={gate!r} (relu, binary, straight_through)")
-        self.gate, self.layers = gate, layers
-        used = layers if kind == "all" else 1
-        self.heads = nn.ModuleList(nn.Linear(hidden_size, 1) for _ in range(used))
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_epsilon) if kind == "all" else None
-        self.mixer = nn.Linear(layers, 1, bias=False) if kind == "all" else None
-        if positive_start and self.mixer is not None:
-            self.mixer.weight.data.abs_()
+        kind: str,
+        learned: TokenMask | None,
+        rows: TokenBatch,
+        states: Tensor | None,
+        activations: dict[ActivationKind, list[Tensor]],
+    ) -> Tensor | None:
+        """One mask; a token is weighed by what the reference was at the place before it, where it was predicted."""
+        if kind == "unit":
+            return None
+        if kind == "zero":
+            return torch.zeros(rows.ids.shape, device=rows.ids.device)
+        if kind == "random":
+            return random_mask(rows.loss)
+        if learned is not None and states is not None:
+            return pad(learned(states[:, :, :-1].to(next(learned.parameters()).dtype)), (1, 0))
+        before: dict[str, Sequence[Tensor]] = {
+            name: [values[:, :-1] for values in found] for name, found in activations.items()
+        }
+        return pad(activation_mask(before, rows.loss[:, 1:]), (1, 0))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """m from z (G, B, L, d): z^g at position t is the state that predicts y_t; it gets no gradient.
-
-        Raises:
-            ValueError: Another number of layers.
-        """
-        if hidden.ndim != 4 or hidden.shape[0] != self.layers:
-            raise ValueError(f"expected hidden states ({self.layers}, B, L, d), got {tuple(hidden.shape)}")
-        hidden = hidden.detach()
-        if self.norm is None or self.mixer is None:
-            return self._gated(self.heads[0](hidden[-1]).squeeze(-1))
-        scores = torch.cat([head(self.norm(z)).relu() for head, z in zip(self.heads, hidden)], dim=-1)
-        return self._gated(self.mixer(scores).squeeze(-1))
-
-    def _gated(self, scores: Tensor) -> Tensor:
-        open_gate = scores.relu()
-        if self.gate == "relu":
-            return open_gate
-        hard = open_gate.sign()
-        return hard if self.gate == "binary" else hard.detach() + open_gate - open_gate.detach()
+    def write_extras(self, folder: Path) -> None:
+        """`masks.zarr`: the masks of the test pairs' completions."""
+        task = self.task
+        pairs = task.base.pairs["test"] if task.base else None
+        if pairs is None or {self.config.reward_mask, self.config.kl_mask} <= {"unit", "zero"}:
+            return
+        write_masks(folder, pairs, task.texts, lambda rows: self.reference_and_masks(rows.to(self.device))[1:])
 
 
-def activation_mask(activations: Mapping[str, Sequence[Tensor]], mask: Tensor) -> Tensor:
-    r"""MaPO's mask: activations averaged over features, rescaled to [0, 1] in each answer, averaged over layers.
-
-    Args:
-        activations: For each kind (MLP, attention, residual stream, logits in the official code) the hooked tensors of
-            the **reference**, (B, L, d) each with d of its own.
-        mask: (B, L), True on the tokens of the answer.
-
-    Returns:
-        (B, L), in [0, 1], 0 outside the answer and where an answer's activation is constant; without gradient, and the
-        same for activations that are scaled by a positive factor or shifted.
-
-    Raises:
-        ValueError: No activation, or shapes that do not fit.
-    """
-    if not activations or not all(activations.values()):
-        raise ValueError("activation_mask needs at least one activation of each kind")
-    kinds = [torch.stack([_rescaled(x, mask) for x in hooked]).mean(dim=0) for hooked in activations.values()]
-    return torch.stack(kinds).mean(dim=0)
-
-
-def _rescaled(activation: Tensor, mask: Tensor) -> Tensor:
-    values = upcast(activation.detach()).mean(dim=-1)
-    keep = as_mask(mask, values.shape)
-    low = torch.where(keep, values, torch.inf).amin(dim=-1, keepdim=True)
-    high = torch.where(keep, values, -torch.inf).amax(dim=-1, keepdim=True)
-    return torch.where(keep, (values - low) / (high - low).clamp(min=1e-8), 0.0)
-
-
-def random_mask(mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform on [0, 1) at the tokens of the answer, 0 elsewhere, (B, L): the control of the official code."""
-    drawn = torch.rand(mask.shape, generator=generator, device=mask.device)
-    return torch.where(mask.bool(), drawn, 0.0)
-
-
-def mask_sparsity(weights: Tensor, mask: Tensor) -> Tensor:
-    """Share of the answers' tokens with m = 0, a scalar in [0, 1]; padding does not count."""
-    return masked_mean((weights.detach() == 0).float(), mask)
+def _sides(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if values is None else sides(values)

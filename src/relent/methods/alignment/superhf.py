@@ -13,22 +13,58 @@ the penalty of RLHF), sums it over the examples of a minibatch of two (`sum`; `m
 change with the batch), and takes the positions whose own label is in the completion on logits that are not shifted
 (`code`): it leaves out the prediction of the first token and adds that of the one after the last. `paper` is the mask
 of the positions that predict a completion token. The paper's λ is 0.35 with `sum`.
+
+The released configuration has as many completions in a superbatch as in a minibatch (two), so that every optimiser step
+has samples of its own, as here; the "single pass" of its ablation samples from the initial model throughout. Ours: the
+exact reward in the place of a reward model, the KL as a mean over completions, and a cross-entropy that is divided by
+the mean number of tokens of the training split's completions instead of the minibatch's, so that micro-batches add up
+(`sft`). Left out: the length penalty and λ_inv of the code, both off there; text is not cut at a delimiter, for a
+completion has none.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl, reverse_kl
+from relent.divergences.fused.losses import fused_forward_kl, fused_reverse_kl
 from relent.divergences.logits import label_cross_entropy
-from relent.divergences.reduction import as_mask, masked_mean, upcast
+from relent.divergences.reduction import as_mask, masked_mean, masked_sum, upcast
+from relent.language.batches import TokenBatch
+from relent.language.log_probs import LMOutput, token_log_probs
+from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
+from relent.methods.config import MethodConfig, hyperparameter
 
 IGNORED = -100
 """Label of positions outside the completion."""
+
+
+class Config(MethodConfig):
+    """Hyperparameters of SuperHF."""
+
+    samples: int = hyperparameter(16, "n, completions of a prompt.", source="code: superbatch_size", ge=1, le=4096)
+    keep: int = hyperparameter(1, "k, how many of them are learnt from.", source="code", ge=1, le=4096)
+    kl_weight: float = hyperparameter(
+        0.35, "λ, weight of the KL to the initial model; 0: it is only measured.", source="code", ge=0, le=1e4
+    )
+    direction: Literal["forward", "reverse"] = hyperparameter(
+        "forward", "KL(initial ‖ policy), or KL(policy ‖ initial).", source="code"
+    )
+    mask_rule: Literal["paper", "code"] = hyperparameter(
+        "paper", "Positions of the KL; `code` is shifted by one.", source="ours: the positions that the policy decides"
+    )
+    samples_from: Literal["policy", "initial"] = hyperparameter(
+        "policy",
+        "Who is sampled from; `initial`: a single pass of best-of-n.",
+        source="paper; `initial`: its ablation",
+    )
+    temperature: float = hyperparameter(1.0, "Of the samples.", source="code", gt=0, le=100)
+    top_p: float = hyperparameter(0.95, "Mass of the likeliest tokens that are drawn from.", source="code", gt=0, le=1)
+    drop_empty: bool = hyperparameter(True, "Never keep a completion without a word.", source="code")
 
 
 def keep_best(scores: Tensor, k: int = 1, *, valid: Tensor | None = None) -> Tensor:
@@ -179,3 +215,61 @@ def regularised_target(kept_log_probs: Tensor, initial_log_probs: Tensor, *, kl_
         return upcast(kept_log_probs)
     mixed = torch.logaddexp(upcast(kept_log_probs), upcast(initial_log_probs) + math.log(kl_weight))
     return mixed - math.log1p(kl_weight)
+
+
+class SuperHF(OnPolicyMethod):
+    """Trains the policy on the best of its own samples, held to the initial model by the KL of whole distributions."""
+
+    config: Config
+    tokens_per_item = 1.0
+
+    def prepare(self, datamodule: Any) -> None:
+        """Learn the mean number of tokens of a completion."""
+        self.tokens_per_item = datamodule.tokens_per_item("chosen")
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config = self.config
+        rollout = self.rollout(
+            batch,
+            config.samples,
+            of="policy" if config.samples_from == "policy" else "reference",
+            temperature=config.temperature,
+            top_p=config.top_p,
+        )
+        best, kept = self.best(rollout)
+        rows = rollout.rows.rows(best)
+        output = self.network(rows)
+        nll = -masked_sum(token_log_probs(output, rows), rows.loss, dim=1) / self.tokens_per_item
+        kl = self.prior_kl(output, rows)
+        self._log_filter(rollout, best[kept], kl)
+        return {name: torch.where(kept, v, 0.0).mean() for name, v in (("nll", nll), ("kl", config.kl_weight * kl))}
+
+    def best(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Rows of the k best completions of each prompt, and which of them are there: (B·k) each."""
+        config = self.config
+        words = rollout.rows.loss & (rollout.rows.ids != self.task.texts.end)
+        valid = rollout.grouped(words.any(-1)) if config.drop_empty else None
+        places = keep_best(rollout.grouped(rollout.rewards), config.keep, valid=valid)
+        first = torch.arange(len(places), device=places.device).unsqueeze(-1) * rollout.samples
+        return (places.clamp(min=0) + first).flatten(), (places >= 0).flatten()
+
+    def prior_kl(self, output: LMOutput, rows: TokenBatch) -> Tensor:
+        """KL_i of the policy to the initial model, (B·k), as :func:`prior_kl`, a chunk of tokens at a time."""
+        mask = prediction_mask(torch.where(rows.loss, rows.ids, IGNORED), self.config.mask_rule)
+        with torch.no_grad(), self.reference_policy() as network:
+            initial = network(rows)
+        divergence = fused_forward_kl if self.config.direction == "forward" else fused_reverse_kl
+        values = divergence(initial.head(), output.head(), mask=mask, reduction="none")
+        return masked_mean(values, mask, dim=-1, empty="zero").clamp(min=0.0)
+
+    def _log_filter(self, rollout: Rollout, best: Tensor, kl: Tensor) -> None:
+        """Log the rewards before and after the filter, the KL of the kept completions, and how many of them differ."""
+        kept = rollout.rows.rows(best)
+        found = {
+            "reward": rollout.rewards.mean(),
+            "kept_reward": rollout.rewards[best].mean(),
+            "kept_kl": kl.mean(),
+            "kept_distinct": kl.new_tensor(len(kept.ids.unique(dim=0)) / max(len(kept), 1)),
+            "length": rollout.rows.loss.sum(-1).float().mean(),
+        }
+        self.log_terms(found, "rollout")

@@ -8,6 +8,8 @@ Zeng, Liu, Ma, Yang, Zhang, Wang, "Token-level Direct Preference Optimization", 
 
 A chosen answer's divergence raises the margin; TDPO2 takes that part of the gradient away. With α = 0 it
 is DPO. As the official code (`Vance0124/Token-level-Direct-Preference-Optimization`): α 0.5, β 0.1.
+
+[paper], [code] both losses, α, β; ours: networks and recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +20,21 @@ from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
 from relent.divergences.reduction import masked_sum, upcast
-from relent.methods.alignment.preference import positive, preference_loss
+from relent.methods.alignment.distributions import ReferencedPairMethod, sides
+from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
+from relent.methods.config import MethodConfig, hyperparameter
+
+
+class Config(MethodConfig):
+    """Hyperparameters of TDPO."""
+
+    version: Literal[1, 2] = hyperparameter(2, "TDPO1 or TDPO2.", source="paper: the better of the two")
+    beta: float = hyperparameter(
+        0.1, "β, strength of the KL penalty, in the unit of the reward.", source="official code", gt=0, le=1000
+    )
+    alpha: float = hyperparameter(
+        0.5, "α of TDPO2, weight of the difference of the KLs.", source="paper and official code", ge=0, le=100
+    )
 
 
 def sequence_forward_kl(policy_log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -66,3 +82,20 @@ def tdpo_loss(
 def tdpo_rewards(log_ratios: Tensor, sequence_kl: Tensor, *, beta: float) -> Tensor:
     """β (ρ − D) of each answer, (B,), detached: what the official code logs as the reward."""
     return positive(beta, "beta") * (log_ratios - sequence_kl).detach()
+
+
+class TDPO(ReferencedPairMethod):
+    """Trains the policy with each completion's KL in the margin; without it, α = 0, it is DPO."""
+
+    config: Config
+    baseline_limit = ("dpo", {"alpha": 0.0})
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        config, outputs = self.config, self.outputs(batch)
+        mask = outputs.rows.loss
+        ratios = sides(masked_sum(outputs.log_ratios(), mask, dim=-1))
+        kls = sides(masked_sum(outputs.token_kl(), mask, dim=-1))
+        loss = tdpo_loss(*ratios, *kls, beta=config.beta, version=config.version, alpha=config.alpha)
+        rewards = (tdpo_rewards(*answer, beta=config.beta) for answer in zip(ratios, kls))
+        self.log_terms(reward_diagnostics(*rewards) | {"chosen_kl": kls[0].mean(), "rejected_kl": kls[1].mean()})
+        return {"preference": loss.mean()}

@@ -1,14 +1,30 @@
-"""Figures of a comparison of policies: reward against KL with the exact frontier, and diversity."""
+"""Figures of a comparison of policies: reward against KL with the exact frontier, and against entropy.
+
+The variants of a method that differ in its strength alone (β of most, λ, or n of best-of-n) are one line, in the order
+of the strength; other variants are hollow marks of the method's look.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relent.compare.results import RunResult, by_label
-from relent.figures import plain, styles
+from relent.figures import COLOURS, plain, styles
 from relent.tasks.preference_alignment.evaluation import draw_frontier
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STRENGTHS = ("beta", "kl_weight", "n")
+"""Hyperparameters that say how far a policy may go from the reference; a method has one of them, or none."""
+GAINS = (("expected_reward", "expected reward"), ("preference_accuracy", "share of preferences agreed with"))
+"""Scores that a policy gains by leaving the reference, the first that there is, and their words."""
+Curve = list[list[RunResult]]
+"""Runs by variant: each entry is the seeds of one variant, entries in the order of their strength."""
 
 
 def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
@@ -21,29 +37,87 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     Returns:
         File name → caption.
     """
+    # A reward model that cannot be judged as a policy has no KL, pairs of the user's own have no reward.
+    runs = [run for run in runs if "kl_to_reference" in run.scores]
+    if not runs:
+        return {}
+    figure, words = frontier_figure(runs)
+    figure.savefig(into / "frontier.png", dpi=120)
+    known = "frontier" in runs[0].tables
+    line = " The grey line is the exact optimum over β: no policy lies above its left panel's." if known else ""
+    return {
+        "frontier.png": f"{words.capitalize()} over KL to the reference (the axis grows as its root) and over entropy. "
+        "A line joins the variants of a method that differ in strength alone (β, λ, or n); hollow marks are its other "
+        f"variants; a mark is the mean over seeds, a dot one seed.{line}"
+    }
+
+
+def frontier_figure(runs: list[RunResult]) -> tuple[Figure, str]:
+    """The figure, and the words for what is gained.
+
+    Args:
+        runs: At least one; all with `kl_to_reference`.
+    """
     from matplotlib.figure import Figure
 
-    grouped = by_label(runs)
-    look = styles(list(grouped))
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    gained, words = next(gain for gain in GAINS if gain[0] in runs[0].scores)
+    figure = Figure(figsize=(13.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     if "frontier" in runs[0].tables:
         draw_frontier(left, runs[0].tables["frontier"])
-    for label, members in grouped.items():
-        kl, reward, entropy = (
-            np.array([run.scores[name] for run in members])
-            for name in ("kl_to_reference", "expected_reward", "entropy")
-        )
-        left.plot(kl, reward, ls="", ms=5, alpha=0.7, label=label, **look[label])
-        right.plot(entropy, reward, ls="", ms=5, alpha=0.7, label=label, **look[label])
-    furthest = max(run.scores["kl_to_reference"] for run in runs)
-    left.set(xlabel="KL to the reference (nats)", ylabel="expected reward", xlim=(0, 1.15 * furthest + 0.1))
-    right.set(xlabel="entropy (nats)", ylabel="expected reward")
-    plain(left)
-    plain(right)
-    left.legend(frameon=False, fontsize=8)
-    figure.savefig(into / "frontier.png", dpi=120)
-    return {
-        "frontier.png": "Expected reward over KL to the reference and over entropy; a point is one seed. The line is "
-        "the exact optimum over β: no policy lies above it."
+        draw_frontier(right, runs[0].tables["frontier"], over="entropy")
+    grouped = curves(runs)
+    for number, (method, look) in enumerate(styles(list(grouped)).items()):
+        look |= {"ls": ("-", "--", ":")[number // len(COLOURS) % 3], "ms": 5, "lw": 1.1}
+        for axes, over in ((left, "kl_to_reference"), (right, "entropy")):
+            for place, curve in enumerate(grouped[method]):
+                _draw_curve(axes, curve, over, gained, look | ({"mfc": "white"} if place else {}))
+        left.plot([], [], label=method, **look)
+    _frame(left, "KL to the reference (nats)", words, runs, "kl_to_reference", gained)
+    left.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    left.set_xlim(left=0)
+    _frame(right, "entropy (nats)", words, runs, "entropy", gained)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    return figure, words
+
+
+def curves(runs: list[RunResult]) -> dict[str, list[Curve]]:
+    """Variants of each method that differ in nothing but its strength, ordered by it; longest curve first."""
+    found: dict[str, dict[str, Curve]] = {}
+    for members in by_label(runs).values():
+        first = members[0]
+        rest = {k: v for k, v in first.config["hyperparameters"].items() if k != _strength(first)[0]}
+        alike = repr((sorted(rest.items()), sorted(first.config.get("inputs", {}))))
+        found.setdefault(first.method, {}).setdefault(alike, []).append(members)
+    ordered = {
+        method: [sorted(curve, key=lambda members: _strength(members[0])[1]) for curve in groups.values()]
+        for method, groups in found.items()
     }
+    return {method: sorted(groups, key=len, reverse=True) for method, groups in ordered.items()}
+
+
+def _strength(run: RunResult) -> tuple[str, float]:
+    """Name and value of a run's strength; ("", 0) for a method that has none."""
+    values = run.config["hyperparameters"]
+    return next(((name, float(values[name])) for name in STRENGTHS if values.get(name) is not None), ("", 0.0))
+
+
+def _draw_curve(axes: Axes, curve: Curve, over: str, gained: str, look: dict[str, Any]) -> None:
+    """Means over seeds, joined where there is more than one variant, and the seeds themselves."""
+    points = [np.array([[run.scores[over], run.scores[gained]] for run in members]) for members in curve]
+    means = np.array([values.mean(0) for values in points])
+    axes.plot(*means.T, alpha=0.9, **look)
+    for values in points:
+        if len(values) > 1:
+            axes.plot(*values.T, ls="", marker=".", ms=3, alpha=0.5, color=look["color"])
+
+
+def _frame(axes: Axes, title: str, words: str, runs: list[RunResult], over: str, gained: str) -> None:
+    """Axes that end where the runs do, whatever the optimum's line reaches."""
+    for name, limits in ((over, axes.set_xlim), (gained, axes.set_ylim)):
+        values = [run.scores[name] for run in runs]
+        margin = 0.06 * (max(values) - min(values)) or 0.1
+        limits(min(values) - margin, max(values) + margin)
+    axes.set(xlabel=title, ylabel=words)
+    plain(axes)

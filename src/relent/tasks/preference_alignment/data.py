@@ -1,12 +1,12 @@
-"""Reads prepared texts, prompts and reward, and what the base stage stores: pairs and the reference's probabilities.
+"""Reads prepared texts, prompts and reward, or pairs; and what the base stage stores: the reference's probabilities.
 
 Loads neither Lightning nor `transformers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,33 @@ import torch
 import zarr
 from torch import Tensor
 
-from relent.data.receipt import check_receipt
-from relent.errors import DataError
+from relent.data.options import PairFileOptions
+from relent.data.receipt import check_receipt, sha256
+from relent.errors import ConfigError, DataError
 from relent.language.batches import TokenBatch, pack, pad
 from relent.language.exact import SequenceSpace
 from relent.language.reward import NgramReward
+from relent.language.tokenizers import model_tokenizer, token_digest
 from relent.tasks.preference_alignment.options import PreferenceData
 from relent.tasks.stored import read_array
 
 SIDES = ("chosen", "rejected")
+PAIR_ARRAYS = ("prompt", "tokens", "lengths", "rewards", "reference")
+
+
+class NoReward:
+    """Stands where there is no exact reward: the pairs are the user's own, labelled and not scored."""
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Nothing.
+
+        Raises:
+            ConfigError: Always; says what can be done.
+        """
+        raise ConfigError(
+            "pairs of one's own have no exact reward; choose methods that learn from pairs, or a variant that reads a"
+            " reward model"
+        )
 
 
 @dataclass(frozen=True)
@@ -35,25 +53,27 @@ class PreferenceTexts:
     prompts: list[list[int]]
     prompt_counts: Tensor
     prompt_split: Tensor
-    reward: NgramReward
+    reward: NgramReward | NoReward
     words: list[str]
+    vocabulary: int
+    """V, number of tokens."""
     end: int
     splits: list[str]
-    options: PreferenceData
+    options: PreferenceData | PairFileOptions
     tokenizer: str
-    """SHA-256 of the tokeniser's file."""
+    """SHA-256 of the tokeniser's file, or of its tokens and their ids."""
     checksum: str
     facts: dict[str, float]
 
     @property
     def space(self) -> SequenceSpace:
         """Every completion."""
-        return SequenceSpace(len(self.words), self.options.length, self.end)
+        return SequenceSpace(self.vocabulary, self.options.length, self.end)
 
     @property
     def row_length(self) -> int:
         """Tokens of a row with the longest prompt and completion, the begin of text included."""
-        return 1 + self.options.prompt_words + self.options.length
+        return self.options.prompt_length + self.options.length
 
     def items(self, split: str, of: str = "prompt") -> Tensor:
         """Numbers of the prompts (or texts) of a split, ascending."""
@@ -66,22 +86,81 @@ class PreferenceTexts:
 
     def prompt_batch(self, prompts: Sequence[int]) -> TokenBatch:
         """Prompts as generation takes them, all of one width."""
-        width = 1 + self.options.prompt_words
-        return pad([self.context(int(p)) for p in prompts], padding=self.end, side="left", length=width)
+        contexts = [self.context(int(p)) for p in prompts]
+        return pad(contexts, padding=self.end, side="left", length=self._width(self.options.prompt_length))
 
     def completed(self, prompts: Sequence[int], tokens: Tensor, lengths: Tensor) -> TokenBatch:
-        """Prompts with completions (B, L) in the loss, padded on the right to `row_length`."""
+        """Prompts with completions (B, L) in the loss, padded on the right."""
         rows = [row[:length].tolist() for row, length in zip(tokens, lengths)]
         contexts = [self.context(int(p)) for p in prompts]
-        return pad(contexts, rows, padding=self.end, length=self.row_length)
+        return pad(contexts, rows, padding=self.end, length=self._width(self.row_length))
+
+    def _width(self, longest: int) -> int | None:
+        """Tokens that rows are padded to; None: to the longest row of the batch."""
+        return longest
 
     def packed(self, split: str) -> TokenBatch:
         """All texts of a split with begin and end of text, packed in rows of `options.row` tokens."""
         texts = [[self.end, *self.texts[i], self.end] for i in self.items(split, "text").tolist()]
         return pack(texts, self.options.row, padding=self.end)
 
+    def check_model(self, options: Mapping[str, Any], logits: int) -> None:
+        """See that a model that is read means by its token ids what the data mean.
 
-def read_texts(folder: Path | str, options: PreferenceData) -> PreferenceTexts:
+        Args:
+            options: `path` and `revision` of the model.
+            logits: Its number of logits.
+
+        Raises:
+            ConfigError: It has another tokeniser.
+        """
+        own = Path(options["path"]) / "tokenizer.json"
+        if logits != self.vocabulary or not own.is_file() or sha256(own) != self.tokenizer:
+            raise ConfigError(
+                f"{options['path']}: has {logits} logits and another tokeniser than the data with their"
+                f" {self.vocabulary} tokens; give a folder with the data set's tokenizer.json",
+                key="model.path",
+            )
+
+
+@dataclass(frozen=True)
+class OwnPairs(PreferenceTexts):
+    """Pairs of the user's own, with the tokens of the model's tokeniser; the preferred completions are its texts.
+
+    `prompts` are whole, with whatever the tokeniser puts before a text.
+    """
+
+    given: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """By split: number of the prompt (N,), completions (N, 2, L), the preferred one first, lengths (N, 2)."""
+
+    def context(self, prompt: int) -> list[int]:
+        return self.prompts[prompt]
+
+    def _width(self, longest: int) -> int | None:
+        return None
+
+    def packed(self, split: str) -> TokenBatch:
+        prompts, tokens, lengths = self.given[split]
+        chosen = zip(prompts.tolist(), tokens[:, 0], lengths[:, 0])
+        texts = [[*self.prompts[p], *row[:length].tolist()] for p, row, length in chosen]
+        return pack(texts, self.options.row, padding=self.end)
+
+    def check_model(self, options: Mapping[str, Any], logits: int) -> None:
+        tokenizer = model_tokenizer(options["path"], options.get("revision", "main"), key="model.path")
+        if token_digest(tokenizer) != self.tokenizer:
+            raise ConfigError(
+                f"{options['path']}: has another tokeniser than the one that the pairs were prepared with; set"
+                " data.tokenizer to the model",
+                key="model.path",
+            )
+        if logits < self.vocabulary:
+            raise ConfigError(
+                f"{options['path']}: has {logits} logits for {self.vocabulary} tokens; resize its embeddings",
+                key="model.path",
+            )
+
+
+def read_texts(folder: Path | str, options: PreferenceData | PairFileOptions) -> PreferenceTexts:
     """Read a prepared data set.
 
     Raises:
@@ -94,6 +173,9 @@ def read_texts(folder: Path | str, options: PreferenceData) -> PreferenceTexts:
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(read_array(group, name, place))
+
+    if isinstance(options, PairFileOptions):
+        return _own_pairs(tensor, attributes, options, receipt)
 
     def lists(tokens: Tensor, lengths: Tensor) -> list[list[int]]:
         return [part.tolist() for part in tokens.split(lengths.tolist())]
@@ -110,12 +192,50 @@ def read_texts(folder: Path | str, options: PreferenceData) -> PreferenceTexts:
         prompt_split=tensor("prompts/split"),
         reward=reward,
         words=list(attributes["words"]),
+        vocabulary=len(attributes["words"]),
         end=attributes["end"],
         splits=list(attributes["splits"]),
         options=options,
         tokenizer=attributes["tokenizer"],
         checksum=receipt["checksum"],
         facts=dict(attributes["reward"]),
+    )
+
+
+def _own_pairs(
+    tensor: Callable[[str], Tensor], attributes: dict[str, Any], options: PairFileOptions, receipt: dict[str, Any]
+) -> OwnPairs:
+    def rows(name: str) -> list[Tensor]:
+        return list(tensor(f"{name}/tokens").split(tensor(f"{name}/lengths").tolist()))
+
+    prompts, of_pair = [row.tolist() for row in rows("prompts")], tensor("pairs/prompt")
+    split, splits = tensor("prompts/split"), list(attributes["splits"])
+    sides = [rows(f"pairs/{side}") for side in SIDES]
+    lengths = torch.stack([torch.tensor([len(row) for row in side]) for side in sides], 1)
+    given = {}
+    for number, name in enumerate(splits):
+        own = (split[of_pair] == number).nonzero().squeeze(-1)
+        tokens = torch.full((len(own), len(SIDES), options.length), attributes["end"], dtype=torch.int32)
+        for row, pair in enumerate(own.tolist()):
+            for side, completions in enumerate(sides):
+                tokens[row, side, : lengths[pair, side]] = completions[pair]
+        given[name] = (of_pair[own], tokens, lengths[own])
+    return OwnPairs(
+        texts=[],
+        text_split=torch.empty(0),
+        prompts=prompts,
+        prompt_counts=tensor("prompts/counts"),
+        prompt_split=split,
+        reward=NoReward(),
+        words=[],
+        vocabulary=attributes["vocabulary"],
+        end=attributes["end"],
+        splits=splits,
+        options=options,
+        tokenizer=attributes["tokenizer"],
+        checksum=receipt["checksum"],
+        facts={},
+        given=given,
     )
 
 
@@ -127,22 +247,26 @@ class Pairs:
         prompt: (N,) number of the prompt.
         tokens: (N, 2, L) completions, the preferred one first, padded with the end of text.
         lengths: (N, 2) tokens of each, the end counted.
-        rewards: (N, 2) float64.
+        rewards: (N, 2) float64; None: the pairs are the user's own.
         reference: (N, 2, L) log-probabilities of the tokens under the base model, 0 after the end.
     """
 
     prompt: Tensor
     tokens: Tensor
     lengths: Tensor
-    rewards: Tensor
+    rewards: Tensor | None
     reference: Tensor
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     def arrays(self) -> dict[str, Tensor]:
-        """The attributes by name."""
-        return {name: getattr(self, name) for name in ("prompt", "tokens", "lengths", "rewards", "reference")}
+        """The attributes by name, without rewards where there are none."""
+        return {name: getattr(self, name) for name in PAIR_ARRAYS if getattr(self, name) is not None}
+
+    def rows(self, index: Tensor | slice) -> Pairs:
+        """Some of the pairs."""
+        return replace(self, **{name: values[index] for name, values in self.arrays().items()})
 
 
 @dataclass(frozen=True)
@@ -170,16 +294,20 @@ def read_base(folder: Path | str, texts: PreferenceTexts, *, table: bool = False
     group = zarr.open_group(place, mode="r")
     if group.attrs["data_checksum"] != texts.checksum:
         raise DataError(f"{place}: was made from another data set; train the base model again")
-    names = ("prompt", "tokens", "lengths", "rewards", "reference")
-    pairs = {
-        split: Pairs(*(torch.from_numpy(read_array(group, f"{split}/{name}", place)) for name in names))
-        for split in texts.splits
-    }
+
+    def read(split: str, name: str) -> Tensor:
+        return torch.from_numpy(read_array(group, f"{split}/{name}", place))
+
+    if isinstance(texts, OwnPairs):
+        pairs = {name: Pairs(*given, None, read(name, "reference")) for name, given in texts.given.items()}
+    else:
+        pairs = {split: Pairs(*(read(split, name) for name in PAIR_ARRAYS)) for split in texts.splits}
     stored = torch.from_numpy(read_array(group, "table", place)).double() if table else None
     return BaseOutputs(pairs, stored)
 
 
 def write_pairs(group: zarr.Group, split: str, pairs: Pairs) -> None:
-    """Store the pairs of a split."""
-    for name, values in pairs.arrays().items():
+    """Store the pairs of a split; of the user's own pairs, which the data hold, the reference alone."""
+    arrays = pairs.arrays() if pairs.rewards is not None else {"reference": pairs.reference}
+    for name, values in arrays.items():
         group.create_array(f"{split}/{name}", data=np.ascontiguousarray(values.numpy()))

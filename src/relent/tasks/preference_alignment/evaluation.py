@@ -7,7 +7,7 @@ frontier of reward against KL, are those of `relent.language.exact`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import zarr
@@ -28,7 +28,11 @@ from relent.language.exact import (
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error
 from relent.tasks.preference_alignment.data import SIDES, BaseOutputs, PreferenceTexts, read_base, read_texts
-from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData
+from relent.tasks.preference_alignment.laws import completion_rewards
+from relent.tasks.preference_alignment.masks import draw_masks, evaluate_masks
+from relent.tasks.preference_alignment.options import EvaluationOptions, data_options
+from relent.tasks.preference_alignment.references import evaluate_references
+from relent.tasks.preference_alignment.target import draw_estimates, evaluate_target, read_estimates
 from relent.tasks.stored import open_predictions, read_array, training_costs
 
 BINS = 10
@@ -47,7 +51,7 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         DataError: Something that is read is missing or broken.
     """
     options = EvaluationOptions(**spec.evaluation_options)
-    texts = read_texts(spec.inputs["data"], PreferenceData(**spec.data_options))
+    texts = read_texts(spec.inputs["data"], data_options(spec.data_options))
     base = read_base(spec.inputs["teacher"], texts, table=options.exact)
     place = folder / "predictions.zarr"
     root = open_predictions(folder, texts.checksum)
@@ -59,33 +63,44 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         "prompts": len(texts.items("test")),
         "module_mode": "eval",
     }
-    margin = base.pairs["test"].rewards[:, 0] - base.pairs["test"].rewards[:, 1]
-    settings |= {
-        "test_pairs": len(margin),
-        "reward_preference_accuracy": float((margin > 0).double().mean()),
-        "reward_preference_nll": float(-torch.nn.functional.logsigmoid(margin).mean()),
-    }
+    pairs = base.pairs["test"]
+    settings["test_pairs"] = len(pairs)
+    mask_scores, mask_rows = evaluate_masks(folder, texts, pairs)
+    scores |= mask_scores
+    tables: dict[str, list[dict[str, Any]]] = {"masks": mask_rows} if mask_rows else {}
+    if pairs.rewards is not None:
+        margin = pairs.rewards[:, 0] - pairs.rewards[:, 1]
+        settings["reward_preference_accuracy"] = float((margin > 0).double().mean())
+        settings["reward_preference_nll"] = float(-torch.nn.functional.logsigmoid(margin).mean())
     if not options.exact:
-        estimates, errors = sample_scores(root, place, options.beta)
-        return Evaluation(
-            scores | estimates, {"standard_errors": [errors]}, settings | {"estimator": f"{options.samples} samples"}
-        )
+        return _estimated(root, place, options, Evaluation(scores, tables, settings))
     table = _checked_table(torch.from_numpy(read_array(root, "table", place)).double(), place)
     reference, rewards = reference_and_rewards(texts, base, spec.inputs["teacher"])
-    scores |= exact_scores(table, reference, rewards, beta, options)
-    settings |= {
+    target_scores, target_settings = evaluate_target(folder, texts.checksum, table, reference)
+    scores |= exact_scores(table, reference, rewards, beta, options) | target_scores
+    scores |= evaluate_references(folder, texts.checksum, table)
+    settings |= target_settings | {
         "estimator": "enumeration",
         "completions": texts.space.size,
         "distinct_samples": options.distinct,
         "reference_reward": float(expected_reward(reference, rewards).mean()),
         "reference_entropy": float(entropy(reference).mean()),
     }
-    tables = {
+    tables |= {
         "frontier": [point._asdict() for point in frontier(reference, rewards, BETAS)],
         "prompts": _by_prompt(texts, table, reference, rewards),
         "completions": _likeliest(texts, table, reference, rewards),
     }
     return Evaluation(scores, tables, settings)
+
+
+def _estimated(root: zarr.Group, place: Path, options: EvaluationOptions, known: Evaluation) -> Evaluation:
+    """What samples tell beside what is known of the pairs; a reward model has none."""
+    if "samples" not in root:
+        return known
+    estimates, errors = sample_scores(root, place, options.beta)
+    settings = known.settings | {"estimator": f"{options.samples} samples"}
+    return Evaluation(known.scores | estimates, known.tables | {"standard_errors": [errors]}, settings)
 
 
 def _checked_table(table: Tensor, place: Path) -> Tensor:
@@ -104,14 +119,7 @@ def reference_and_rewards(texts: PreferenceTexts, base: BaseOutputs, folder: str
         DataError: The table is not one of probabilities.
     """
     assert base.table is not None
-    tokens, lengths = texts.space.sequences(padding=texts.end)
-    rewards = []
-    for prompt in texts.items("test").tolist():
-        context = torch.tensor(texts.context(prompt)).expand(len(tokens), -1)
-        inside = torch.arange(tokens.shape[1]) < lengths[:, None]
-        attention = torch.cat([torch.ones_like(context, dtype=torch.bool), inside], 1)
-        rewards.append(texts.reward.of(torch.cat([context, tokens], 1), attention))
-    return _checked_table(base.table, Path(folder) / "outputs.zarr"), torch.stack(rewards)
+    return _checked_table(base.table, Path(folder) / "outputs.zarr"), completion_rewards(texts)
 
 
 def exact_scores(
@@ -149,20 +157,19 @@ def exact_scores(
 def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, beta: float | None) -> dict[str, float]:
     """How well log π(y|x) − log π_ref(y|x) tells the preferred completion of the test pairs.
 
-    `preference_accuracy` is against the drawn labels, `ranking_accuracy` against the rewards that they were drawn from;
-    with β, σ(β·difference) is a probability, and its calibration against the labels is told.
+    `preference_accuracy` is against the labels, `ranking_accuracy` against the rewards that they were drawn from, if
+    any; with β, σ(β·difference) is a probability, and its calibration against the labels is told.
     """
     pairs = base.pairs["test"]
     policy = torch.stack([torch.from_numpy(read_array(root, f"pairs/{side}", place)) for side in SIDES], 1)
     ratio = policy.double() - pairs.reference.double().sum(-1)
     difference = ratio[:, 0] - ratio[:, 1]
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
-    better = torch.sign(pairs.rewards[:, 0] - pairs.rewards[:, 1])
-    agreeing = (torch.sign(difference) * better > 0).double() + 0.5 * (difference == 0).double()
-    scores = {
-        "preference_accuracy": float(right.mean()),
-        "ranking_accuracy": float(agreeing[better != 0].mean()),
-    }
+    scores = {"preference_accuracy": float(right.mean())}
+    if pairs.rewards is not None:
+        better = torch.sign(pairs.rewards[:, 0] - pairs.rewards[:, 1])
+        agreeing = (torch.sign(difference) * better > 0).double() + 0.5 * (difference == 0).double()
+        scores["ranking_accuracy"] = float(agreeing[better != 0].mean())
     if beta is not None:
         logits = beta * difference
         scores["preference_nll"] = float(-torch.nn.functional.logsigmoid(logits).mean())
@@ -174,20 +181,20 @@ def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, beta: float | 
 def sample_scores(root: zarr.Group, place: Path, beta: float) -> tuple[dict[str, float], dict[str, float]]:
     r"""Estimates from samples of the policy, and their standard errors.
 
-    Reward, KL(π ‖ π_ref) = E_π[log π − log π_ref], reward − β·KL and entropy −E_π[log π] are means over prompts of
-    means over samples. Each standard error is of the samples, the prompts held fixed: √(Σ_p s_p²/n)/P.
+    KL(π ‖ π_ref) = E_π[log π − log π_ref], entropy −E_π[log π] and, where there is a reward, reward and reward − β·KL
+    are means over prompts of means over samples. Each standard error is of the samples, the prompts held fixed:
+    √(Σ_p s_p²/n)/P.
     """
-    names = ("prompt", "rewards", "log_probs", "reference")
-    prompt, rewards, policy, reference = (
-        torch.from_numpy(read_array(root, f"samples/{name}", place)) for name in names
-    )
+
+    def stored(name: str) -> Tensor:
+        return torch.from_numpy(read_array(root, f"samples/{name}", place))
+
+    prompt, policy, reference = (stored(name) for name in ("prompt", "log_probs", "reference"))
     per_prompt = int((prompt == prompt[0]).sum())
-    values = {
-        "objective": rewards - beta * (policy - reference),
-        "expected_reward": rewards,
-        "kl_to_reference": policy - reference,
-        "entropy": -policy,
-    }
+    values = {"kl_to_reference": policy - reference, "entropy": -policy}
+    if "samples/rewards" in root:
+        rewards = stored("rewards")
+        values |= {"objective": rewards - beta * (policy - reference), "expected_reward": rewards}
     scores, errors = {}, {}
     for name, value in values.items():
         rows = value.double().reshape(-1, per_prompt)
@@ -236,7 +243,11 @@ def _words(texts: PreferenceTexts, tokens: list[int]) -> str:
 
 
 def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> None:
-    """Draw where the policy stands against the frontier, where that is known."""
+    """Draw where the policy stands against the frontier, where that is known, and the masks and estimates of a run."""
+    if "masks" in evaluation.tables:
+        draw_masks(evaluation.tables["masks"], into / "masks.png")
+    if estimates := read_estimates(folder):
+        draw_estimates(estimates, into / "estimates.png")
     if "frontier" not in evaluation.tables:
         return
     from matplotlib.figure import Figure
@@ -251,8 +262,8 @@ def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> Non
     figure.savefig(into / "frontier.png", dpi=110)
 
 
-def draw_frontier(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """The exact optimum's reward over its KL, a line."""
+def draw_frontier(axes: Any, rows: list[dict[str, Any]], over: Literal["kl", "entropy"] = "kl") -> None:
+    """The exact optimum's reward over its KL or entropy, a line."""
     ordered = sorted(rows, key=lambda row: row["kl"])
-    axes.plot([row["kl"] for row in ordered], [row["reward"] for row in ordered], color="0.4", lw=1.4, label="optimum")
+    axes.plot([row[over] for row in ordered], [row["reward"] for row in ordered], color="0.6", lw=2.2, label="optimum")
     plain(axes)

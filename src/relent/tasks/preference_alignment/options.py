@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from relent.data.options import PairFileOptions
 from relent.tasks.options import Strict, TaskOptions
 
 
@@ -22,11 +24,21 @@ class PreferenceData(Strict):
     held_out_pairs: int = Field(1000, ge=2, description="Pairs of validation and test prompts each.")
     row: int = Field(64, ge=4, description="Tokens of a row of packed texts, for the base model.")
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt, at most, the begin of text among them."""
+        return 1 + self.prompt_words
+
     @model_validator(mode="after")
     def _leaves_training_prompts(self) -> PreferenceData:
         if self.validation_prompts + self.test_prompts >= self.prompts:
             raise ValueError("validation_prompts and test_prompts must leave prompts to train on; raise `prompts`")
         return self
+
+
+def data_options(data: Mapping[str, Any]) -> PreferenceData | PairFileOptions:
+    """The options of a data set, whichever kind it is."""
+    return PairFileOptions(**data) if {"path", "ratings"} & data.keys() else PreferenceData(**data)
 
 
 class Lora(Strict):
@@ -72,14 +84,24 @@ class EvaluationOptions(Strict):
 class Options(TaskOptions):
     """Options of one scale."""
 
-    data: PreferenceData
+    data: PreferenceData | PairFileOptions
     model: ScratchOptions | PretrainedOptions
     evaluation: EvaluationOptions = EvaluationOptions()
 
+    @classmethod
+    def of(cls, data_module: str) -> type[Options]:
+        """With the data options of the module alone, so that an error speaks of them."""
+        own = data_module == "relent.data.preference_files"
+        return create_model("Options", __base__=cls, data=(PairFileOptions if own else PreferenceData, ...))
+
     @model_validator(mode="after")
-    def _can_be_enumerated(self) -> Options:
+    def _can_be_judged(self) -> Options:
+        if "evaluation" not in self.model_fields_set or not self.evaluation.exact:
+            return self
+        if isinstance(self.data, PairFileOptions):
+            raise ValueError("completions of pairs of one's own cannot be enumerated; set evaluation.exact to false")
         size = self.data.vocabulary**self.data.length
-        if "evaluation" in self.model_fields_set and self.evaluation.exact and size > 2_000_000:
+        if size > 2_000_000:
             raise ValueError(
                 f"data.vocabulary and data.length make {size:.1e} completions, too many to enumerate; lower them, or"
                 " set evaluation.exact to false"

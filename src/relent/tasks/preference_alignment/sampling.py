@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,17 +11,27 @@ from relent.errors import DataError
 from relent.language.batches import TokenBatch
 from relent.language.generation import Generation, generate
 from relent.language.log_probs import token_log_probs
-from relent.models.causal_lm import CausalLM
-from relent.tasks.preference_alignment.data import Pairs, PreferenceTexts
+from relent.tasks.preference_alignment.data import SIDES, OwnPairs, Pairs, PreferenceTexts
 from relent.train.sampling import derive_seed
 
-CHUNK = 1024
-"""Rows that are generated or scored at once."""
+if TYPE_CHECKING:
+    from relent.models.causal_lm import CausalLM
+    from relent.models.positionwise import PositionwiseLM
+
+    Network = CausalLM | PositionwiseLM
+
+CHUNK, TOKENS = 1024, 65_536
+"""Rows, and tokens, that are generated or scored at once, at most."""
 ROUNDS = 20
 """How often more pairs are drawn, where too many have two equal completions."""
 
 
-def _sampled(model: CausalLM, texts: PreferenceTexts, prompts: list[int], seed: int, what: str) -> Generation:
+def _chunk(texts: PreferenceTexts) -> int:
+    """Rows at once."""
+    return max(1, min(CHUNK, TOKENS // texts.row_length))
+
+
+def _sampled(model: Network, texts: PreferenceTexts, prompts: list[int], seed: int, what: str) -> Generation:
     return generate(
         model,
         texts.prompt_batch(prompts).to(_device(model)),
@@ -31,7 +43,7 @@ def _sampled(model: CausalLM, texts: PreferenceTexts, prompts: list[int], seed: 
 
 
 @torch.no_grad()
-def completion_log_probs(model: CausalLM, texts: PreferenceTexts, batch: TokenBatch) -> Tensor:
+def completion_log_probs(model: Network, texts: PreferenceTexts, batch: TokenBatch) -> Tensor:
     """Log-probabilities of the completions' tokens, (B, L) with 0 after the end, on the CPU.
 
     Args:
@@ -40,8 +52,9 @@ def completion_log_probs(model: CausalLM, texts: PreferenceTexts, batch: TokenBa
         batch: Rows of `texts.completed`.
     """
     parts = []
-    for start in range(0, len(batch), CHUNK):
-        rows = batch.rows(slice(start, start + CHUNK))
+    chunk = _chunk(texts)
+    for start in range(0, len(batch), chunk):
+        rows = batch.rows(slice(start, start + chunk))
         found = token_log_probs(model(rows.to(_device(model))), rows.to(_device(model))).cpu()
         parts.append(_completions(found, rows, texts.options.length))
     return torch.cat(parts)
@@ -55,7 +68,7 @@ def _completions(values: Tensor, batch: TokenBatch, length: int) -> Tensor:
     return values.gather(1, columns).masked_fill(~kept, 0.0)
 
 
-def draw_pairs(model: CausalLM, texts: PreferenceTexts, split: str, count: int, seed: int) -> Pairs:
+def draw_pairs(model: Network, texts: PreferenceTexts, split: str, count: int, seed: int) -> Pairs:
     """Pairs of different completions of the prompts of a split, prompts as often as texts begin with them.
 
     The label is drawn: the first completion is preferred with probability σ(r₁ − r₂).
@@ -89,7 +102,24 @@ def draw_pairs(model: CausalLM, texts: PreferenceTexts, split: str, count: int, 
     return _labelled(model, texts, split, drawn, tokens, lengths, seed)
 
 
-def sampled_rows(model: CausalLM, texts: PreferenceTexts, drawn: Tensor, seed: int, what: str) -> tuple[Tensor, Tensor]:
+def own_pairs(model: Network, texts: OwnPairs, split: str) -> Pairs:
+    """The user's pairs of a split with the log-probabilities of the base model.
+
+    Args:
+        model: The base model.
+        texts: The data set.
+        split: Which pairs.
+    """
+    prompts, tokens, lengths = texts.given[split]
+    reference = torch.zeros(tokens.shape)
+    for rows in torch.arange(len(prompts)).split(_chunk(texts)):
+        for side in range(len(SIDES)):
+            batch = texts.completed(prompts[rows].tolist(), tokens[rows, side], lengths[rows, side])
+            reference[rows, side] = completion_log_probs(model, texts, batch).float()
+    return Pairs(prompts, tokens, lengths, None, reference)
+
+
+def sampled_rows(model: Network, texts: PreferenceTexts, drawn: Tensor, seed: int, what: str) -> tuple[Tensor, Tensor]:
     """One completion of each prompt, a function of `seed`, `what` and the row.
 
     Args:
@@ -103,7 +133,7 @@ def sampled_rows(model: CausalLM, texts: PreferenceTexts, drawn: Tensor, seed: i
         Tokens (N, L) and lengths (N,), on the CPU.
     """
     parts = []
-    for number, prompts in enumerate(drawn.split(CHUNK)):
+    for number, prompts in enumerate(drawn.split(_chunk(texts))):
         found = _sampled(model, texts, prompts.tolist(), seed, f"{what}/{number}")
         parts.append((found.tokens.cpu(), found.mask.sum(1).cpu()))
     tokens, lengths = (torch.cat(column) for column in zip(*parts))
@@ -111,7 +141,7 @@ def sampled_rows(model: CausalLM, texts: PreferenceTexts, drawn: Tensor, seed: i
 
 
 def _labelled(
-    model: CausalLM, texts: PreferenceTexts, split: str, drawn: Tensor, tokens: Tensor, lengths: Tensor, seed: int
+    model: Network, texts: PreferenceTexts, split: str, drawn: Tensor, tokens: Tensor, lengths: Tensor, seed: int
 ) -> Pairs:
     batches = [texts.completed(drawn.tolist(), tokens[:, side], lengths[:, side]) for side in range(2)]
     rewards = torch.stack([texts.reward(batch) for batch in batches], 1)
@@ -126,5 +156,5 @@ def _labelled(
     )
 
 
-def _device(model: CausalLM) -> torch.device:
+def _device(model: Network) -> torch.device:
     return next(model.parameters()).device

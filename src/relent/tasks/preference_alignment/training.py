@@ -12,25 +12,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from relent.data.receipt import sha256
 from relent.errors import ConfigError, DataError
 from relent.files import whole
+from relent.language.reward import NgramReward
+from relent.methods.alignment.base import PolicyMethod
 from relent.methods.base import Method
 from relent.methods.config import MethodConfig
 from relent.models.causal_lm import CausalLM, build_causal_lm
+from relent.models.positionwise import PositionwiseLM
+from relent.models.reward_network import LearnedReward, RewardNetwork
 from relent.runspec import RunSpec
 from relent.tasks.base import TrainingTask
 from relent.tasks.preference_alignment.data import (
     SIDES,
     BaseOutputs,
+    OwnPairs,
     Pairs,
     PreferenceTexts,
     read_base,
     read_texts,
     write_pairs,
 )
-from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData
-from relent.tasks.preference_alignment.sampling import completion_log_probs, draw_pairs, sampled_rows
+from relent.tasks.preference_alignment.laws import CompletionLaw, NetworkLaw
+from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData, data_options
+from relent.tasks.preference_alignment.sampling import draw_pairs, own_pairs
 from relent.train.sampling import StepBatchSampler
 
 Batch = dict[str, Tensor]
@@ -50,6 +55,30 @@ class Rows(Dataset[Batch]):
         index = torch.as_tensor(positions)
         return {name: values[index] for name, values in self.tensors.items()}
 
+    def tokens_per_item(self, name: str) -> float:
+        """Mean number of tokens in the loss of an item, of the rows that begin with `name`."""
+        return float(self.tensors[f"{name}_loss"].sum(1).double().mean())
+
+
+class PairRows(Dataset[Batch]):
+    """Pairs whose rows are made when they are asked for, padded to the longest of a batch: for long completions."""
+
+    def __init__(self, texts: PreferenceTexts, pairs: Pairs):
+        self.texts, self.pairs = texts, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        return pair_tensors(self.texts, self.pairs.rows(torch.as_tensor(positions)))
+
+    def tokens_per_item(self, name: str) -> float:
+        """Mean number of tokens of the completions `name`."""
+        return float(self.pairs.lengths[:, SIDES.index(name)].double().mean())
+
+
+Items = Rows | PairRows
+
 
 def _as_is(batch: Any) -> Any:
     return batch
@@ -59,10 +88,11 @@ def pair_tensors(texts: PreferenceTexts, pairs: Pairs) -> Batch:
     """What a batch of pairs holds: prompts, both completions, the base model's log-probabilities, rewards.
 
     `prompt_…`, `chosen_…` and `rejected_…` are the fields of a `TokenBatch`; `teacher_chosen` and `teacher_rejected`
-    (N, L) stand at the places of their tokens; `rewards` is (N, 2).
+    (N, L) stand at the places of their tokens; `rewards` is (N, 2), where there are any.
     """
-    found = texts.prompt_batch(pairs.prompt.tolist()).tensors("prompt_")
-    found |= {"prompt": pairs.prompt, "rewards": pairs.rewards}
+    found = texts.prompt_batch(pairs.prompt.tolist()).tensors("prompt_") | {"prompt": pairs.prompt}
+    if pairs.rewards is not None:
+        found["rewards"] = pairs.rewards
     inside = torch.arange(texts.options.length) < pairs.lengths[..., None]
     for side, name in enumerate(SIDES):
         batch = texts.completed(pairs.prompt.tolist(), pairs.tokens[:, side], pairs.lengths[:, side])
@@ -76,30 +106,31 @@ class PreferenceDataModule(LightningDataModule):
     """Loaders of one stage.
 
     Args:
-        train, validation: Tensors whose rows are items.
+        train, validation: Items.
         config: Hyperparameters (batch size, steps).
         seed: Seed of the run.
         start_batch: Batches seen before a resume.
     """
 
-    def __init__(self, train: Batch, validation: Batch, config: MethodConfig, seed: int, start_batch: int):
+    def __init__(self, train: Items, validation: Items, config: MethodConfig, seed: int, start_batch: int):
         super().__init__()
         self.train, self.validation = train, validation
         self.config, self.seed, self.start_batch = config, seed, start_batch
 
     def tokens_per_item(self, name: str) -> float:
         """Mean number of tokens in the loss of an item of the training split, of the rows that begin with `name`."""
-        return float(self.train[f"{name}_loss"].sum(1).double().mean())
+        return self.train.tokens_per_item(name)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the training split, a function of (seed, batch)."""
-        items = Rows(self.train)
-        sampler = StepBatchSampler.of_run(len(items), self.config, self.seed, self.start_batch, self.trainer)
-        return DataLoader(items, batch_sampler=sampler, collate_fn=_as_is)
+        sampler = StepBatchSampler.of_run(len(self.train), self.config, self.seed, self.start_batch, self.trainer)
+        return DataLoader(self.train, batch_sampler=sampler, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split, in order."""
-        return DataLoader(Rows(self.validation), batch_size=VALIDATION_ROWS, collate_fn=_as_is)
+        long = isinstance(self.validation, PairRows)
+        size = self.config.batch_size // self.config.accumulate if long else VALIDATION_ROWS
+        return DataLoader(self.validation, batch_size=size, collate_fn=_as_is)
 
 
 class Task(TrainingTask):
@@ -107,24 +138,28 @@ class Task(TrainingTask):
 
     def __init__(self, spec: RunSpec):
         super().__init__(spec)
-        self.texts = read_texts(spec.inputs["data"], PreferenceData(**spec.data_options))
+        self.texts = read_texts(spec.inputs["data"], data_options(spec.data_options))
         self.evaluation = EvaluationOptions(**spec.evaluation_options)
         self.base: BaseOutputs | None = None
         if "teacher" in spec.inputs:
             self.base = read_base(spec.inputs["teacher"], self.texts)
 
     @property
-    def reward(self) -> Any:
-        """The exact reward of rows of tokens: `TokenBatch` → (B,) float64."""
-        return self.texts.reward
+    def reward(self) -> NgramReward | None:
+        """The exact reward of rows of tokens: `TokenBatch` → (B,) float64; None: the pairs are the user's own."""
+        return self.texts.reward if isinstance(self.texts.reward, NgramReward) else None
 
     def datamodule(self, config: MethodConfig, start_batch: int) -> PreferenceDataModule:
-        if self.spec.role == "teacher":
-            train, validation = (self.texts.packed(split).tensors("text_") for split in ("train", "validation"))
-        else:
-            pairs = self._base().pairs
-            train, validation = (pair_tensors(self.texts, pairs[split]) for split in ("train", "validation"))
+        train, validation = (self._items(split) for split in ("train", "validation"))
         return PreferenceDataModule(train, validation, config, self.spec.seed, start_batch)
+
+    def _items(self, split: str) -> Items:
+        if self.spec.role == "teacher":
+            return Rows(self.texts.packed(split).tensors("text_"))
+        pairs = self._base().pairs[split]
+        return (
+            PairRows(self.texts, pairs) if isinstance(self.texts, OwnPairs) else Rows(pair_tensors(self.texts, pairs))
+        )
 
     def _base(self) -> BaseOutputs:
         if self.base is None:
@@ -138,22 +173,24 @@ class Task(TrainingTask):
         network = self._built(self.spec.model_options)
         if "teacher" in self.spec.inputs:
             network.load_base(self.weights("teacher"))
-        return network
+        # One that was read is in evaluation mode, in which `transformers` recomputes no activations.
+        return network.train()
 
     def _built(self, options: dict[str, Any]) -> CausalLM:
         """A network for the tokens of the data.
 
         Raises:
-            ConfigError: One that is read has other tokens.
+            ConfigError: One that is read has other tokens, or too few places for the longest row.
         """
-        texts, path = self.texts, options.get("path")
-        network = build_causal_lm(options, len(texts.words), max(texts.options.row, texts.row_length))
-        if path is not None:
-            own = Path(path) / "tokenizer.json"
-            if network.vocabulary != len(texts.words) or not own.is_file() or sha256(own) != texts.tokenizer:
+        texts = self.texts
+        network = build_causal_lm(options, texts.vocabulary, max(texts.options.row, texts.row_length))
+        if "path" in options:
+            texts.check_model(options, network.vocabulary)
+            places = getattr(network.model.config, "max_position_embeddings", None)
+            if places is not None and places < texts.row_length:
                 raise ConfigError(
-                    f"{path}: has {network.vocabulary} logits and another tokeniser than the data with their"
-                    f" {len(texts.words)} tokens; give a folder with the data set's tokenizer.json",
+                    f"{options['path']}: has {places} places, and prompts and completions have up to"
+                    f" {texts.row_length} tokens; lower data.prompt_length or data.length",
                     key="model.path",
                 )
         return network
@@ -177,72 +214,96 @@ class Task(TrainingTask):
         network.load_base(self.weights("teacher"))
         return network.requires_grad_(False).eval()
 
+    def learned_reward(self, name: str = "reward_model") -> LearnedReward:
+        """A reward that a reward model has learnt, in the place of `reward`; rows of any device, (B,) float64.
+
+        Args:
+            name: The input whose weights it has: the method's variant says `reads: [reward_model]`.
+
+        Raises:
+            ConfigError: The stage has no such input.
+        """
+        if name not in self.spec.inputs:
+            raise ConfigError(
+                f"{self.spec.method}:{self.spec.variant} asks for a learnt reward and reads none; add `reads: [{name}]`"
+                " to the variant",
+                key=f"variants.{self.spec.variant}.reads",
+            )
+        network = RewardNetwork(self._built(self.spec.model_options))
+        network.load_state_dict(self.weights(name))
+        return LearnedReward(network)
+
     # ------------------------------------------------------------------------------------------ outputs
+
+    def network_law(self, network: nn.Module) -> NetworkLaw:
+        """The law of the completions of a network.
+
+        Raises:
+            TypeError: It is no language model.
+        """
+        if not isinstance(network, CausalLM | PositionwiseLM):
+            raise TypeError(f"a preference-alignment method trains a CausalLM, got {type(network).__name__}")
+        return NetworkLaw(network, self.texts, self.spec.seed)
 
     def write_outputs(self, module: Method, folder: Path) -> None:
         """The base model: `outputs.zarr` with pairs, reference and table. A run: `predictions.zarr`."""
         if self.spec.role == "teacher":
-            self._write_base(module, folder)
+            self._write_base(self.network_law(module.network), folder)
         module.write_extras(folder)
         if not self.spec.final:
             return
         with whole(folder / "predictions.zarr") as temporary:
             root = zarr.create_group(store=temporary)
             root.attrs.update(data_checksum=self.texts.checksum, module_mode="eval")
-            policy = _policy(module)
+            law = module.completion_law() if isinstance(module, PolicyMethod) else self.network_law(module.network)
             pairs = self._base().pairs["test"]
             for side, name in enumerate(SIDES):
-                batch = self.texts.completed(pairs.prompt.tolist(), pairs.tokens[:, side], pairs.lengths[:, side])
-                values = completion_log_probs(policy, self.texts, batch)
-                root.create_array(f"pairs/{name}", data=values.double().sum(1).numpy())
+                values = law.log_probs(pairs.prompt, pairs.tokens[:, side], pairs.lengths[:, side])
+                root.create_array(f"pairs/{name}", data=values.numpy())
             if self.evaluation.exact:
-                root.create_array("table", data=self._table(policy))
-            else:
-                self._write_samples(policy, root)
+                root.create_array("table", data=law.table().numpy())
+            elif law.can_be_sampled:
+                self._write_samples(law, root, module.device)
 
-    def _write_base(self, module: Method, folder: Path) -> None:
-        policy, options = _policy(module), self.texts.options
+    def _pairs(self, base: CausalLM | PositionwiseLM, split: str) -> Pairs:
+        """The user's own pairs, or pairs of completions that the base model gives."""
+        texts, options = self.texts, self.texts.options
+        if isinstance(texts, OwnPairs):
+            return own_pairs(base, texts, split)
+        assert isinstance(options, PreferenceData)
+        count = options.pairs if split == "train" else options.held_out_pairs
+        return draw_pairs(base, texts, split, count, self.spec.seed)
+
+    def _write_base(self, law: NetworkLaw, folder: Path) -> None:
         with whole(folder / "outputs.zarr") as temporary:
             group = zarr.create_group(store=temporary)
             group.attrs.update(data_checksum=self.texts.checksum)
             for split in self.texts.splits:
-                count = options.pairs if split == "train" else options.held_out_pairs
-                write_pairs(group, split, draw_pairs(policy, self.texts, split, count, self.spec.seed))
+                write_pairs(group, split, self._pairs(law.network, split))
             if self.evaluation.exact:
-                group.create_array("table", data=self._table(policy))
+                group.create_array("table", data=law.table().numpy())
 
-    def _table(self, policy: CausalLM) -> Any:
-        """log π(y|x) of every completion of every test prompt, (P, N) float64."""
-        device = str(next(policy.parameters()).device)
-        space, prompts = self.texts.space, self.texts.items("test").tolist()
-        return torch.stack([space.log_probs(policy, self.texts.context(p), device=device) for p in prompts]).numpy()
-
-    def _write_samples(self, policy: CausalLM, root: zarr.Group) -> None:
-        """Completions of the test prompts with rewards and both models' log-probabilities."""
+    def _write_samples(self, law: CompletionLaw, root: zarr.Group, device: torch.device) -> None:
+        """Completions of the test prompts with both models' log-probabilities, and rewards where there are any."""
         prompts = self.texts.items("test").repeat_interleave(self.evaluation.samples)
-        tokens, lengths = sampled_rows(policy, self.texts, prompts, self.spec.seed, "evaluation")
-        batch = self.texts.completed(prompts.tolist(), tokens, lengths)
-        reference = self.reference_network().to(next(policy.parameters()).device)
+        tokens, lengths = law.sample(prompts)
+        reference = self.network_law(self.reference_network().to(device))
         arrays = {
             "prompt": prompts,
             "tokens": tokens,
             "lengths": lengths,
-            "rewards": self.texts.reward(batch),
-            "log_probs": completion_log_probs(policy, self.texts, batch).double().sum(1),
-            "reference": completion_log_probs(reference, self.texts, batch).double().sum(1),
+            "log_probs": law.log_probs(prompts, tokens, lengths),
+            "reference": reference.log_probs(prompts, tokens, lengths),
         }
+        if not isinstance(self.texts, OwnPairs):
+            arrays["rewards"] = self.texts.reward(self.texts.completed(prompts.tolist(), tokens, lengths))
         for name, values in arrays.items():
             root.create_array(f"samples/{name}", data=values.numpy())
 
     def summary(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"data_checksum": self.texts.checksum, "reward": self.texts.facts}
+        facts: dict[str, Any] = {"data_checksum": self.texts.checksum}
+        if self.texts.facts:
+            facts["reward"] = self.texts.facts
         if self.base is not None:
             facts["training_pairs"] = len(self.base.pairs["train"])
         return facts
-
-
-def _policy(module: Method) -> CausalLM:
-    network = module.network
-    if not isinstance(network, CausalLM):
-        raise TypeError(f"a preference-alignment method trains a CausalLM, got {type(network).__name__}")
-    return network

@@ -1,0 +1,107 @@
+"""The module of the implicit reward: its fine-tuning on a network, and DPO from the fine-tuned model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import zarr
+
+from relent.evaluate.run import evaluate_run
+from relent.language.batches import TokenBatch
+from relent.language.log_probs import sequence_log_probs
+from relent.manifest.catalogue import Run
+from relent.methods.alignment.dpo import dpo_loss
+from relent.methods.alignment.implicit_reward import policy_form_loss
+from relent.train.stage import build, run_stage
+
+
+@pytest.fixture
+def stages(ratings_catalogue, base, tmp_path):
+    """Give a function that makes the specifications of both stages of a variant."""
+
+    def make(variant: str = "default", lora: dict | None = None, **hyperparameters):
+        catalogue = replace(ratings_catalogue, layout=replace(ratings_catalogue.layout, results=str(tmp_path)))
+        run = Run("ratings", "implicit_reward", variant, "smoke", 0)
+        specs = [catalogue.stage_spec(run, stage) for stage in ("sft", "student")]
+        options = specs[0].model_options | ({"lora": lora} if lora else {})
+        return [
+            replace(spec, hyperparameters=spec.hyperparameters | hyperparameters, model_options=options)
+            for spec in specs
+        ]
+
+    return make
+
+
+def test_the_contract_is_kept(keeps_contract):
+    keeps_contract("implicit_reward")
+
+
+def in_float64(spec):
+    module, datamodule, _ = build(replace(spec, model_options=spec.model_options | {"dtype": "float64"}))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return module.double(), next(iter(datamodule.train_dataloader()))
+
+
+@pytest.mark.parametrize("divergence", ["pearson_chi2", "squared_hellinger"])
+def test_fine_tuning_is_the_objective_on_the_tables_of_the_network(stages, whole_tables, same_step, divergence):
+    module, batch = in_float64(stages(divergence=divergence, sft_beta=0.8)[0])
+    rows = TokenBatch.from_tensors(batch, "chosen_")
+    taken = whole_tables(module.network, rows).gather(-1, rows.ids[:, 1:, None]).squeeze(-1)
+    tokens = policy_form_loss(
+        taken, batch["teacher_chosen"][:, 1:], rows.loss[:, 1:], divergence=divergence, beta=0.8, reduction="none"
+    )
+    same_step(module, batch, tokens.sum(1).mean() / module.tokens_per_item)
+
+
+def test_plain_fine_tuning_has_the_gradient_of_cross_entropy(stages, student):
+    module, batch = in_float64(stages(sft_beta=0.7)[0])
+    sft, _ = in_float64(student("sft"))
+    sft.tokens_per_item = module.tokens_per_item
+    for found, expected in zip(*([*m.network.parameters()] for m in (module, sft))):
+        assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(m.training_step(batch, 0), [*m.network.parameters()]) for m in (module, sft)]
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, 0.7 * expected, rtol=0, atol=1e-10)
+
+
+def test_the_first_stage_alone_has_the_smaller_learning_rate(stages):
+    modules = [build(stages(warmup_steps=0)[0])[0], build(stages("full_rate", warmup_steps=0)[0])[0]]
+    assert [module.learning_rate_factor(0) for module in modules] == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0, "target_modules": ["c_attn"]}])
+def test_dpo_starts_at_the_fine_tuned_model_which_is_its_reference(stages, sequence_ratios, lora):
+    first, second = stages(lora=lora, max_steps=6, sft_rate=10.0)
+    run_stage(first)
+    module, datamodule, task = build(second)
+    assert module.learning_rate_factor(0) <= 1.0
+    batch = next(iter(datamodule.train_dataloader()))
+    for side in module.pair(batch):
+        assert float(side.log_ratio().abs().max()) < 1e-5
+    rows = TokenBatch.from_tensors(batch, "chosen_")
+    reference = task.reference_network()
+    moved = sequence_log_probs(module.network(rows), rows) - sequence_log_probs(reference(rows), rows)
+    assert float(moved.abs().max()) > 1e-3
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.01)
+    expected = dpo_loss(*sequence_ratios(module, batch), 0.1).mean()
+    torch.testing.assert_close(module.training_step(batch, 0), expected, rtol=0, atol=1e-6)
+
+
+def test_both_stages_raise_the_reward_over_the_base_model(stages, reference_reward):
+    first, second = stages("chi2", learning_rate=0.01, max_steps=30)
+    for spec in (first, second):
+        run_stage(spec)
+    scores = evaluate_run(Path(second.output)).scores
+    assert scores["expected_reward"] > reference_reward + 0.1
+    stored = zarr.open_group(Path(first.output) / "reference.zarr", mode="r")
+    assert stored["train"].shape == (96, 2, 3)
+    assert "train/turned_share" in (Path(first.output) / "metrics.csv").read_text()
