@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from synthetic_ratings import prepare, write_archive, write_manifests
 from torch import Tensor
 
@@ -129,6 +130,25 @@ def scores_after(student):
         return evaluate_run(Path(spec.output)).scores
 
     return scores
+
+
+@pytest.fixture
+def micro_batches_change_nothing(student):
+    """Give a check that a training in four micro-batches a step ends with the weights of one in whole batches.
+
+    In float64; the sums are of another order.
+    """
+
+    def check(method: str, steps: int) -> None:
+        found = []
+        for accumulate in (1, 4):
+            spec = student(method, f"run{accumulate}", hyperparameters={"accumulate": accumulate, "max_steps": steps})
+            run_stage(replace(spec, model_options=spec.model_options | {"dtype": "float64"}))
+            found.append(load_file(Path(spec.output) / "weights.safetensors"))
+        for name, value in found[0].items():
+            torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-10, msg=name)
+
+    return check
 
 
 @pytest.fixture(scope="session")

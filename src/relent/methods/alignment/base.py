@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +16,9 @@ from relent.methods.alignment.preference import sequence_log_ratio
 from relent.methods.base import Method
 
 if TYPE_CHECKING:
+    from relent.models.causal_lm import CausalLM
     from relent.tasks.preference_alignment.laws import CompletionLaw
+    from relent.tasks.preference_alignment.training import Task
 
 
 class Completions(NamedTuple):
@@ -68,6 +72,35 @@ class AlignmentMethod(PolicyMethod):
     def token_log_probs(self, rows: TokenBatch) -> Tensor:
         """log π of the tokens in the loss, (B, L)."""
         return token_log_probs(self.network(rows), rows)
+
+
+class ReferencedMethod(AlignmentMethod):
+    """A method that runs the reference itself: the policy with its adapter switched off, or a second, frozen network.
+
+    Every process holds the whole of it. A subclass may have another `reference_network`.
+    """
+
+    task: Task
+    network: CausalLM
+
+    def setup_method(self) -> None:
+        # In a tuple, for a frozen network is neither a part of the method's state nor sharded with it.
+        self._reference = (self.reference_network(),)
+
+    def reference_network(self) -> CausalLM | None:
+        """The frozen network that the policy is held to; None: the policy with its adapter switched off."""
+        return None if self.network.has_adapter else self.task.reference_network()
+
+    @contextmanager
+    def reference_policy(self) -> Iterator[CausalLM]:
+        """A context that gives the reference, on the policy's device, without gradient."""
+        (network,) = self._reference
+        with torch.no_grad():
+            if network is not None:
+                yield network.to(self.device)
+                return
+            with self.network.reference() as policy:
+                yield policy
 
 
 class PairMethod(AlignmentMethod):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +12,8 @@ from relent.divergences.fused.losses import fused_forward_kl
 from relent.divergences.logits import tempered_log_probs
 from relent.language.batches import TokenBatch, concatenate
 from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
-from relent.methods.alignment.base import PairMethod
+from relent.methods.alignment.base import PairMethod, ReferencedMethod
 from relent.methods.alignment.preference import token_log_ratios
-from relent.models.causal_lm import CausalLM
-
-if TYPE_CHECKING:
-    from relent.tasks.preference_alignment.training import Task
 
 
 class PairOutputs(NamedTuple):
@@ -71,27 +65,8 @@ def sides(values: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-class ReferencedPairMethod(PairMethod):
-    """A pair method that runs the reference on its batches: the policy with its adapter switched off, or a second,
-    frozen network, of which every process holds the whole."""
-
-    task: Task
-    network: CausalLM
-
-    def setup_method(self) -> None:
-        # In a tuple, for a frozen network is neither a part of the method's state nor sharded with it.
-        self._reference = (None if self.network.has_adapter else self.task.reference_network(),)
-
-    @contextmanager
-    def reference_policy(self) -> Iterator[CausalLM]:
-        """A context that gives the reference, on the policy's device, without gradient."""
-        (network,) = self._reference
-        with torch.no_grad():
-            if network is not None:
-                yield network.to(self.device)
-                return
-            with self.network.reference() as policy:
-                yield policy
+class ReferencedPairMethod(ReferencedMethod, PairMethod):
+    """A pair method that runs the reference on its batches."""
 
     def outputs(self, batch: dict[str, Tensor]) -> PairOutputs:
         """One pass of each model through both completions of a batch of pairs."""

@@ -236,13 +236,13 @@ class FDPG(OnPolicyMethod):
         policy, base = (masked_sum(v, completions.mask, dim=-1) for v in (completions.policy, completions.reference))
         proposal = masked_sum(rollout.sampled, completions.mask, dim=-1) if offline else policy.detach()
         target = self.log_target(base, rollout.rewards, self._satisfied(rollout.rows.ids, rollout.rows.loss))
-        self.normaliser.update(*(self._gathered(v) for v in (target, proposal, rollout.prompts)))
+        self.normaliser.update(*(self.gathered(v) for v in (target, proposal, rollout.prompts)))
         log_z = self.normaliser.log_normaliser(rollout.prompts).to(target)
         rewards = pseudo_rewards(policy, target, log_z, get_f_divergence(self.config.divergence))
         baseline = self._baseline(rewards, log_z)
         losses = f_dpg_loss(policy, rewards, baseline=baseline, proposal_log_probs=proposal if offline else None)
         if offline:
-            self.gained += self._gathered(proposal_advantage(policy, target, proposal, log_z)).mean()
+            self.gained += self.gathered(proposal_advantage(policy, target, proposal, log_z)).mean()
         places = torch.arange(len(losses), device=losses.device) // rollout.samples
         self._log(rollout, policy, target, proposal, log_z, rewards)
         return {"policy_gradient": context_mean(losses, places, log_z)}
@@ -265,17 +265,9 @@ class FDPG(OnPolicyMethod):
         if self.window is None:
             return 0.0
         baseline = self.window.value().to(rewards)
-        rewards, log_z = self._gathered(rewards), self._gathered(log_z)
+        rewards, log_z = self.gathered(rewards), self.gathered(log_z)
         self.window.update(rewards[log_z > -math.inf])
         return baseline
-
-    def _gathered(self, values: Tensor) -> Tensor:
-        """Values of the samples of all processes, so that every one has the same estimates."""
-        trainer = self._trainer
-        if trainer is None or trainer.world_size == 1:
-            return values
-        gathered: Any = self.all_gather(values)
-        return torch.flatten(gathered, 0, 1)
 
     def _replace_proposal(self) -> None:
         """Every `proposal_interval` steps make the policy the proposal, if it was nearer to the target meanwhile."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +20,10 @@ from relent.errors import ConfigError
 from relent.language.batches import TokenBatch
 from relent.language.generation import Generation, generate
 from relent.language.log_probs import token_log_probs
-from relent.methods.alignment.base import AlignmentMethod, Completions
+from relent.methods.alignment.base import Completions, ReferencedMethod
 from relent.models.causal_lm import CausalLM
 from relent.train.sampling import derive_seed
 from relent.train.sharding import Sharded
-
-if TYPE_CHECKING:
-    from relent.tasks.preference_alignment.training import Task
 
 
 class Rollout(NamedTuple):
@@ -53,16 +50,13 @@ class Rollout(NamedTuple):
         return values.view(-1, self.samples)
 
 
-class OnPolicyMethod(AlignmentMethod):
+class OnPolicyMethod(ReferencedMethod):
     """A method that samples completions of the batch's prompts in every step and scores them.
 
     The reward is the exact one, or that of a reward model which the variant `reads`. `terms` calls `rollout`, then
-    `completions` for the log-probabilities that carry the gradient. A subclass may have another `reference_network`.
-    Of the batch it reads the prompts alone.
+    `completions` for the log-probabilities that carry the gradient. Of the batch it reads the prompts alone.
     """
 
-    task: Task
-    network: CausalLM
     batch_order_matters = True
     """What is drawn for a prompt depends on its place in the batch, as the seed of no other prompt does."""
 
@@ -75,8 +69,7 @@ class OnPolicyMethod(AlignmentMethod):
         self.micro_batch = 0
         """Number of the micro-batch within the optimiser step."""
         self.reward = self.find_reward()
-        # In a tuple, for a frozen network is neither a part of the method's state nor sharded with it.
-        self._reference = (self.reference_network(),)
+        super().setup_method()
 
     def find_reward(self) -> Callable[[TokenBatch], Tensor]:
         """The reward of rows, (N,): learnt where the variant reads a reward model, else the exact one."""
@@ -90,10 +83,6 @@ class OnPolicyMethod(AlignmentMethod):
                 key=f"{self.spec.method}: variants.{self.spec.variant}.reads",
             )
         return reward
-
-    def reference_network(self) -> CausalLM | None:
-        """The frozen network that the policy is held to; None: the policy with its adapter switched off."""
-        return None if self.network.has_adapter else self.task.reference_network()
 
     def configure_model(self) -> None:
         """Refuse shards of weights, from which nothing can be sampled.
@@ -197,13 +186,6 @@ class OnPolicyMethod(AlignmentMethod):
         """log π_ref of the tokens in the loss, (N, L)."""
         with self.reference_policy() as network:
             return token_log_probs(network(rows), rows)
-
-    def reference_policy(self) -> AbstractContextManager[CausalLM]:
-        """A context that gives the reference, on the policy's device."""
-        (network,) = self._reference
-        if network is None:
-            return self.network.reference()
-        return nullcontext(network.to(self.device))
 
     def gathered(self, values: Tensor) -> Tensor:
         """Values of the rows of all processes, (N, …) → (P·N, …); for estimates that all of them share."""
