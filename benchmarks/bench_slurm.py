@@ -80,7 +80,7 @@ def row(name: str, contender: str, variant: str, jobs: int, seconds: float) -> R
 def one_job(project: ClusterProject) -> Row:
     """Medians over the training jobs: the SLURM job, and the command in it as its benchmark file tells."""
     spans = []
-    for line in run("squeue", "--states=CD", "-h", "-o", "%i|%Z|%k").splitlines():
+    for line in run("squeue", "--array", "--states=CD", "-h", "-o", "%i|%Z|%k").splitlines():
         job, place, comment = line.split("|", 2)
         if place == str(project.folder) and comment.startswith("rule_student"):
             facts = dict(

@@ -9,6 +9,7 @@ time limit reaches them.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -86,7 +87,7 @@ class Executor(SlurmExecutor):
         call += f"{set_gres_string(first)} --array=0-{len(jobs) - 1} /dev/stdin"
         tasks = "".join(f"{task}) {self.format_job_exec(job)} ;;\n" for task, job in enumerate(jobs))
         script = f"#!/bin/sh\ncase $SLURM_ARRAY_TASK_ID in\n{tasks}esac\n"
-        done = subprocess.run(call, shell=True, text=True, input=script, capture_output=True)
+        done = subprocess.run(shlex.split(call), text=True, input=script, capture_output=True)
         if done.returncode:
             raise RuntimeError(f"{done.stderr.strip()} ({call})")
         return str(validate_or_get_slurm_job_id(done.stdout.strip().split(";")[0], done.stdout))

@@ -183,7 +183,8 @@ class Slurm:
 
     def fail_node(self, node: str) -> None:
         """What a power cut does to a node: slurmd and all that runs in its jobs are gone at once."""
-        jobs = {job.split("_")[0] for job, state, at, _ in self.jobs() if at == node and state == "RUNNING"}
+        rows = [line.split("|") for line in run("squeue", "-h", "-t", "RUNNING", "-o", "%A|%N").splitlines()]
+        jobs = {job for job, at in rows if at == node}  # of an array's tasks the numbers that its steps have
         self.kill(node)
         for process in processes(lambda words: any(words.startswith(f"slurmstepd: [{job}.") for job in jobs)):
             for doomed in (process, *descendants(process)):
