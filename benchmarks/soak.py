@@ -217,14 +217,21 @@ def comparison(soak: Soak, undisturbed: ClusterProject, folder: Path) -> tuple[i
     return len(runs), equal if tracked(soak.server, soak.trees) else 0, calls
 
 
+def folder_of(project: ClusterProject, method: str, seed: int) -> Path:
+    """Folder of the only run of a method at a seed, whatever its default variant is called."""
+    (found,) = (project.folder / "results" / "patterns" / method).glob(f"*/smoke/seed{seed}")
+    return found
+
+
 def same(project: ClusterProject, undisturbed: ClusterProject, method: str, seed: int) -> bool:
     """Whether a run has the weights and the scores of the undisturbed one."""
-    ours, other = project.run(method, seed), undisturbed.run(method, seed)
+    other = folder_of(undisturbed, method, seed)
+    ours = project.folder / other.relative_to(undisturbed.folder)
     if not (ours / "scores.json").is_file():
         return False
     weights, others = (load_file(place / "weights.safetensors") for place in (ours, other))
     equal = weights.keys() == others.keys() and all((weights[name] == others[name]).all() for name in others)
-    scores, other_scores = project.scores(method, seed), undisturbed.scores(method, seed)
+    scores, other_scores = (json.loads((place / "scores.json").read_text())["scores"] for place in (ours, other))
     return bool(equal and all(scores[name] == other_scores[name] for name in scores if name not in MEASURED))
 
 
