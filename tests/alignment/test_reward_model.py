@@ -19,17 +19,7 @@ from relent.models.reward_network import RewardNetwork
 from relent.tasks.preference_alignment.data import read_base
 from relent.tasks.preference_alignment.training import Task
 from relent.train.stage import build, run_stage
-
-SIZES = {
-    "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16},
-    "llama": {
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-    },
-}
+from tiny_models import SIZES
 
 
 @pytest.fixture(scope="module")

@@ -48,12 +48,24 @@ def open_predictions(folder: Path, data_checksum: str) -> zarr.Group:
         DataError: They are missing, or of another data set.
     """
     place = folder / "predictions.zarr"
-    if not place.is_dir():
+    root = open_extras(place, data_checksum)
+    if root is None:
         raise DataError(f"{place}: does not exist; train the run first")
-    root = zarr.open_group(place, mode="r")
-    if root.attrs["data_checksum"] != data_checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
     return root
+
+
+def open_extras(place: Path, data_checksum: str) -> zarr.Group | None:
+    """What a run may have written beside its predictions, from the data set of that checksum; None: it did not.
+
+    Raises:
+        DataError: It is of another data set.
+    """
+    if not place.is_dir():
+        return None
+    group = zarr.open_group(place, mode="r")
+    if group.attrs["data_checksum"] != data_checksum:
+        raise DataError(f"{place}: was made from another data set; train the run again")
+    return group
 
 
 def training_costs(folder: Path) -> dict[str, float]:

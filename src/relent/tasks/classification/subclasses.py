@@ -11,10 +11,9 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relent.errors import DataError
 from relent.scores.classification import label_entropy, mutual_information
 from relent.tasks.classification.data import ClassificationData
-from relent.tasks.stored import read_array
+from relent.tasks.stored import open_extras, read_array
 
 Rows = list[dict[str, Any]]
 
@@ -30,11 +29,9 @@ def read_subclasses(folder: Path, data: ClassificationData) -> Tensor | None:
         DataError: They are incomplete, or of another data set.
     """
     place = folder / "stages" / "subclasses" / "subclasses.zarr"
-    if not place.is_dir():
+    group = open_extras(place, data.checksum)
+    if group is None:
         return None
-    group = zarr.open_group(place, mode="r")
-    if group.attrs["data_checksum"] != data.checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
     return torch.from_numpy(read_array(group, "shares", place))
 
 

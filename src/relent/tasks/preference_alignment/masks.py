@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 
 from relent.errors import DataError
 from relent.language.reward import NgramReward
 from relent.scores.classification import rank_correlation
 from relent.tasks.preference_alignment.data import SIDES, Pairs, PreferenceTexts
-from relent.tasks.stored import read_array
+from relent.tasks.stored import open_extras, read_array
 
 Rows = list[dict[str, Any]]
 SHOWN = 12
@@ -38,11 +37,9 @@ def evaluate_masks(folder: Path, texts: PreferenceTexts, pairs: Pairs) -> tuple[
         DataError: The masks are incomplete, or of another data set.
     """
     place = folder / "masks.zarr"
-    if not place.is_dir():
+    group = open_extras(place, texts.checksum)
+    if group is None:
         return {}, []
-    group = zarr.open_group(place, mode="r")
-    if group.attrs["data_checksum"] != texts.checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
     reward, kl = (torch.from_numpy(read_array(group, name, place)) for name in ("reward", "kl"))
     inside = torch.arange(pairs.tokens.shape[2]) < pairs.lengths[..., None]
     if reward.shape != inside.shape or kl.shape != inside.shape:

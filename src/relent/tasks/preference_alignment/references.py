@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import zarr
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
-from relent.errors import DataError
-from relent.tasks.stored import read_array
+from relent.tasks.stored import open_extras, read_array
 
 
 def evaluate_references(folder: Path, checksum: str, table: Tensor) -> dict[str, float]:
@@ -25,10 +23,8 @@ def evaluate_references(folder: Path, checksum: str, table: Tensor) -> dict[str,
         DataError: They are incomplete, or of another data set.
     """
     place = folder / "references.zarr"
-    if not place.is_dir():
+    group = open_extras(place, checksum)
+    if group is None:
         return {}
-    group = zarr.open_group(place, mode="r")
-    if group.attrs["data_checksum"] != checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
     models = {name: torch.from_numpy(read_array(group, name, place)).double() for name in sorted(group.array_keys())}
     return {f"kl_to_{name}": float(forward_kl(table, model).mean()) for name, model in models.items()}

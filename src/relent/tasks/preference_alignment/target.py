@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import zarr
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl, jensen_shannon, reverse_kl, total_variation
-from relent.errors import DataError
 from relent.figures import COLOURS, plain
-from relent.tasks.stored import read_array
+from relent.tasks.stored import open_extras, read_array
 
 Rows = list[dict[str, Any]]
 ESTIMATES = {
@@ -41,11 +39,9 @@ def evaluate_target(
         DataError: The target is incomplete, or of another data set.
     """
     place = folder / "target.zarr"
-    if not place.is_dir():
+    group = open_extras(place, checksum)
+    if group is None:
         return {}, {}
-    group = zarr.open_group(place, mode="r")
-    if group.attrs["data_checksum"] != checksum:
-        raise DataError(f"{place}: was made from another data set; train the run again")
     target = torch.from_numpy(read_array(group, "probs", place)).log()
     scores = {
         "target_forward_kl": forward_kl(target, table),

@@ -295,8 +295,8 @@ class Task(TrainingTask):
             "log_probs": law.log_probs(prompts, tokens, lengths),
             "reference": reference.log_probs(prompts, tokens, lengths),
         }
-        if not isinstance(self.texts, OwnPairs):
-            arrays["rewards"] = self.texts.reward(self.texts.completed(prompts.tolist(), tokens, lengths))
+        if self.reward is not None:
+            arrays["rewards"] = self.reward(self.texts.completed(prompts.tolist(), tokens, lengths))
         for name, values in arrays.items():
             root.create_array(f"samples/{name}", data=values.numpy())
 
