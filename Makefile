@@ -36,8 +36,8 @@ test-services: $(VENV)/.developer
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -m "services or browser" tests/tracking_server
 
 lint: $(VENV)/.developer
-	ruff check .
-	ruff format --check .
+	ruff check --no-cache .
+	ruff format --no-cache --check .
 	mypy
 	snakefmt --check Snakefile workflow
 	relent docs --check

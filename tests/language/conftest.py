@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import tiny
 
 from relent.models.causal_lm import CausalLM
+from tiny_models import tiny
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import LENGTH, VOCABULARY, tiny
 
 from relent.language.batches import TokenBatch, concatenate, pack, pad
 from relent.language.log_probs import sequence_log_probs, token_log_probs
+from tiny_models import LENGTH, VOCABULARY, tiny
 
 token = st.integers(0, VOCABULARY - 1)
 rows = st.lists(st.tuples(st.lists(token, min_size=1, max_size=4), st.lists(token, max_size=4)), min_size=1, max_size=4)

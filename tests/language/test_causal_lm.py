@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import LENGTH, SIZES, VOCABULARY, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from relent.errors import ConfigError
 from relent.language.batches import pack, pad
 from relent.language.log_probs import sequence_log_probs
 from relent.models.causal_lm import CausalLM, build_causal_lm
+from tiny_models import LENGTH, SIZES, VOCABULARY, tiny
 
 BATCH = pad([[1, 2], [3]], [[4, 0], [5, 6, 7]], padding=0)
 LORA = {"rank": 2, "alpha": 4.0, "target_modules": "all-linear"}

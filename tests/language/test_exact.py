@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCABULARY
 
 from relent.divergences.discrete import forward_kl
 from relent.language.batches import pad
@@ -21,6 +20,7 @@ from relent.language.exact import (
     reward_at_kl,
 )
 from relent.language.log_probs import sequence_log_probs
+from tiny_models import VOCABULARY
 
 PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
 REWARD = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCABULARY, tiny
 from transformers import GenerationConfig
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -14,6 +13,7 @@ from relent.language.batches import pad
 from relent.language.exact import SequenceSpace
 from relent.language.generation import filtered_log_probs, generate, row_uniforms
 from relent.language.log_probs import token_log_probs
+from tiny_models import VOCABULARY, tiny
 
 PROMPTS = [[1, 2, 3], [4], [5, 6], [7, 1]]
 NETWORK = tiny()

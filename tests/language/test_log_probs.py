@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import tiny
 from torch.nn.functional import cross_entropy
 from trl.trainer.utils import selective_log_softmax
 
 from relent.language.batches import TokenBatch, pad
 from relent.language.log_probs import LMOutput, sequence_log_probs, token_log_probs
+from tiny_models import tiny
 
 BATCH = pad([[1, 2], [3], [4, 5, 6]], [[4, 0], [5, 6, 7, 0], []], padding=0)
 
