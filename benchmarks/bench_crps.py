@@ -10,12 +10,12 @@ Memory is the peak resident size during the call over that before it, so that th
 that others use too, compare CPU seconds: wall time depends on who else runs.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results" / "crps.json"
+from common import Row, environment, forget_peak, machine, status_mb, worker, write_rows
+
 THREADS = len(os.sched_getaffinity(0))
 BLOCK_BYTES = 2**28
 # Forms that take all pairs run on as many points as hold this many pairs; their time is scaled up.
@@ -129,20 +130,13 @@ def prepare_relent(variant: str, members: np.ndarray, truth: np.ndarray) -> Call
     return lambda: crps_ensemble(leaf, observed).mean().backward()
 
 
-def status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"{field} is not in /proc/self/status")
-
-
 def measure(contender: Contender, folder: Path, points: int) -> dict[str, float]:
     """In the worker: warm up (compilation, threads) on a few points, then time one call and watch its memory."""
     members, truth = (np.load(folder / f"{name}.npy") for name in ("members", "truth"))
     members, truth = np.ascontiguousarray(members[:, :points]), truth[:points].copy()
     prepare(contender, members[:, :2000].copy(), truth[:2000])()
     call = prepare(contender, members, truth)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
+    forget_peak()
     before = status_mb("VmRSS")
     clock, cpu = time.perf_counter(), time.process_time()
     call()
@@ -150,18 +144,17 @@ def measure(contender: Contender, folder: Path, points: int) -> dict[str, float]
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": max(status_mb("VmHWM") - before, 0.0)}
 
 
-def spawn(contender: Contender, folder: Path, points: int) -> dict[str, float] | None:
+def spawn(contender: Contender, folder: Path, points: int) -> Row | None:
     """Run `measure` in a fresh process; None where the contender cannot run (the reason is printed)."""
     index = CONTENDERS.index(contender)
-    command = [sys.executable, "-W", "ignore", __file__, "--worker", str(index), str(folder), str(points)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    env = environment(THREADS)
     if not contender.numba:
-        environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
-    if done.returncode:
-        print(f"{contender.name} {contender.variant}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        env.pop("PYTHONPATH", None)
+    found = worker([sys.executable, "-W", "ignore", __file__, "--worker", index, folder, points], env)
+    if "missing" in found:
+        print(f"{contender.name} {contender.variant}: {found['missing']}", file=sys.stderr)
         return None
-    return json.loads(done.stdout)
+    return found
 
 
 def bounds(count: int, points: int) -> dict[str, float]:
@@ -183,12 +176,6 @@ def bounds(count: int, points: int) -> dict[str, float]:
         times["sort"].append(time.perf_counter() - clock)
     read = min(times["read"]) * (count + 2) * points / len(stream)
     return {"bytes": read / THREADS, "arithmetic": min(times["sort"]) * points / block.shape[1] / THREADS}
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.processor())
-    return f"{model}, {THREADS} threads, numpy {np.__version__}"
 
 
 def points_used(contender: Contender, count: int, points: int) -> int:
@@ -222,7 +209,7 @@ def compare(count: int, points: int, rounds: int) -> list[dict[str, Any]]:
             {"name": contender.name, "variant": contender.variant, "M": count, "points": points}
             | row
             | {"bound": max(limit, key=limit.__getitem__), "bound_seconds": max(limit.values())}
-            | {"over_bound": row["seconds"] / max(limit.values()), "machine": machine(), "note": ", ".join(notes)}
+            | {"over_bound": row["seconds"] / max(limit.values()), "note": ", ".join(notes)}
         )
     ours = next(row for row in rows if row["name"] == "relent")
     return [
@@ -233,7 +220,7 @@ def compare(count: int, points: int, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="20,000 points, one round; writes nothing")
+    parser.add_argument("--small", action="store_true", help="20,000 points, one round; replaces no results")
     parser.add_argument("--members", type=int, nargs="+", default=[8, 50, 200], help="ensemble sizes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -243,8 +230,9 @@ def main() -> None:
         print(json.dumps(measure(CONTENDERS[int(index)], Path(folder), int(points))))
         return
     points, rounds = (20_000, 1) if options.small else (1_000_000, options.rounds)
-    rows: list[dict[str, Any]] = []
-    print(f"{machine()}\n{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7} {'cpu':>7}")
+    rows: list[Row] = []
+    print(f"{machine(THREADS)['cpu']}, {THREADS} threads")
+    print(f"{'M':>4} {'contender':44} {'seconds':>9} {'cpu s':>9} {'peak MB':>9} {'ratio':>7} {'cpu':>7}")
     for count in options.members:
         for row in compare(count, points, rounds):
             rows.append(row)
@@ -255,9 +243,7 @@ def main() -> None:
             )
         last = rows[-1]
         print(f"     bound by {last['bound']}: {last['bound_seconds']:.3f} s on {THREADS} threads")
-        if not options.small:
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(sorted(rows, key=lambda row: row["M"]), indent=1) + "\n")
+        write_rows("crps", sorted(rows, key=lambda row: row["M"]), options.small, THREADS)
 
 
 if __name__ == "__main__":

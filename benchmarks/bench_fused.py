@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from common import Row, environment, forget_peak, machine, status_mb, worker, write_rows
 
 SIZES = {"full": (4096, 512, 50_000), "small": (512, 128, 8_192)}
 CONTENDERS = {
@@ -31,15 +29,6 @@ CONTENDERS = {
     "liger-compiled": "the same with compiled=True",
     "liger-triton": "Liger's Triton kernels",
 }
-RESULTS = Path(__file__).parent / "results" / "fused.json"
-
-
-def status_mb(key: str) -> float:
-    """VmRSS or VmHWM of this process, MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"{key} is not in /proc/self/status: this benchmark needs Linux")
 
 
 def build(name: str, hidden: Any, weight: Any, target_hidden: Any, target_weight: Any) -> Callable[[], Any]:
@@ -81,7 +70,7 @@ def build(name: str, hidden: Any, weight: Any, target_hidden: Any, target_weight
     return lambda: loss(hidden, weight, target_hidden, target_weight, labels)
 
 
-def contend(name: str, size: str, threads: int, runs: int) -> dict[str, Any]:
+def contend(name: str, size: str, threads: int, runs: int) -> Row:
     """Run one contender in this process: one call to warm up, then the timed ones."""
     import torch
 
@@ -97,7 +86,7 @@ def contend(name: str, size: str, threads: int, runs: int) -> dict[str, Any]:
     except ImportError as error:
         return {"missing": f"not run here: {error}"}
     before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the inputs
+    forget_peak()
     wall, cpu = [], []
     try:
         for _ in range(runs + 1):
@@ -134,32 +123,13 @@ def matmul_rates(n: int, h: int, v: int) -> tuple[float, float]:
     return 2 * n * h * v / min(wall), 2 * n * h * v / min(cpu)
 
 
-def spawn(name: str, size: str, threads: int, runs: int) -> dict[str, Any]:
+def spawn(name: str, size: str, threads: int, runs: int) -> Row:
+    command = [sys.executable, __file__, "--worker", name, "--size", size, "--threads", threads, "--runs", runs]
     # Passive: on a shared machine, threads that spin while they wait would be counted as work.
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, __file__, "--contender", name, "--size", size, "--threads", str(threads)]
-    done = subprocess.run(
-        [*command, "--runs", str(runs)], env=env, capture_output=True, text=True, timeout=900, check=False
-    )
-    if done.returncode:
-        return {"missing": f"failed: exit {done.returncode}: {(done.stderr.strip() or 'no message').splitlines()[-1]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return worker(command, environment(threads, OMP_WAIT_POLICY="passive"))
 
 
-def machine(threads: int) -> dict[str, Any]:
-    import torch
-
-    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "load_average": os.getloadavg(),
-    }
-
-
-def summarise(size: str, repeats: list[dict[str, dict[str, Any]]], where: dict[str, Any]) -> list[dict[str, Any]]:
+def summarise(size: str, repeats: list[dict[str, Row]], where: Row) -> list[Row]:
     n, h, v = SIZES[size]
     rows = []
     ran = [r for repeat in repeats for r in repeat.values() if "missing" not in r]
@@ -168,7 +138,7 @@ def summarise(size: str, repeats: list[dict[str, dict[str, Any]]], where: dict[s
     bound, cpu_bound = (work / 1e9 / max(r[key] for r in ran) for key in ("gflops", "cpu_gflops"))
     for name, variant in CONTENDERS.items():
         runs = [repeat[name] for repeat in repeats]
-        row: dict[str, Any] = {"name": f"forward_kl {n}x{h}x{v}", "contender": name, "variant": variant}
+        row: Row = {"name": f"forward_kl {n}x{h}x{v}", "contender": name, "variant": variant}
         row["threads"] = where["threads"]
         if any("missing" in run for run in runs):
             rows.append({**row, "note": next(run["missing"] for run in runs if "missing" in run)})
@@ -184,7 +154,7 @@ def summarise(size: str, repeats: list[dict[str, dict[str, Any]]], where: dict[s
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     print(f"{'contender':<16}{'s':>8}{'cpu s':>8}{'/plain':>8}{'cpu/pl.':>8}{'peak MB':>9}{'/plain':>8}"
           f"{'work MB':>9}{'/plain':>8}{'x bound':>9}{'cpu x b.':>9}")  # fmt: skip
     for row in rows:
@@ -203,24 +173,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3, help="interleaved rounds of all contenders")
     parser.add_argument("--runs", type=int, default=2, help="timed calls in each process, the fastest counts")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--size", choices=SIZES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.contender:
-        print(json.dumps(contend(args.contender, args.size, args.threads[0], args.runs)))
+    if args.worker:
+        print(json.dumps(contend(args.worker, args.size, args.threads[0], args.runs)))
         return
     size = "small" if args.small else "full"
-    path = RESULTS.with_stem("fused_small") if args.small else RESULTS
-    path.parent.mkdir(exist_ok=True)
-    done: list[dict[str, Any]] = []
+    done: list[Row] = []
     for threads in args.threads:
         where = machine(threads)
         print(f"{where['cpu']}, {threads} thread(s), torch {where['torch']}, load {where['load_average'][0]:.1f}")
-        repeats: list[dict[str, dict[str, Any]]] = []
+        repeats: list[dict[str, Row]] = []
         for _ in range(args.repeats):
             repeats.append({name: spawn(name, size, threads, args.runs) for name in CONTENDERS})
             rows = summarise(size, repeats, where)
-            path.write_text(json.dumps(done + rows, indent=1) + "\n")  # after every round: a full run takes a while
+            write_rows("fused", done + rows, args.small)  # after every round: a full run takes a while
         show(rows)
         done += rows
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from common import Row, environment, forget_peak, machine, status_mb, worker, write_rows
 
 warnings.filterwarnings("ignore")
 EPSILON = 0.02
@@ -41,7 +39,6 @@ CONTENDERS = {
     "pot-torch-gradient": ("gradient", "POT sinkhorn_log on torch, <P,C>, and backward through it"),
     "relent-envelope-gradient": ("gradient", "relent objective, 101 iterations, backward by envelope"),
 }
-RESULTS = Path(__file__).parent / "results" / "sinkhorn.json"
 
 
 def problem(size: int) -> tuple[Any, ...]:
@@ -148,14 +145,7 @@ def reference_objective(cost: Any, a: Any, b: Any) -> float:
     return value
 
 
-def status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"{key} is not in /proc/self/status: this benchmark needs Linux")
-
-
-def contend(name: str, size: int, threads: int, reference: float) -> dict[str, Any]:
+def contend(name: str, size: int, threads: int, reference: float) -> Row:
     """Time one contender in this process, after a call to warm up."""
     import torch
 
@@ -167,7 +157,7 @@ def contend(name: str, size: int, threads: int, reference: float) -> dict[str, A
     except ImportError as error:
         return {"missing": f"not run here: {error}"}
     before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     wall, cpu = [], []
     budget = time.perf_counter() + 3.0
     while len(wall) < 3 or (time.perf_counter() < budget and len(wall) < 30):
@@ -196,37 +186,17 @@ def read_rate(size: int) -> float:
     return 8 * size**2 / min(times)
 
 
-def spawn(name: str, size: int, threads: int, reference: float) -> dict[str, Any]:
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    env |= {"OPENBLAS_NUM_THREADS": str(threads)}
-    command = [sys.executable, __file__, "--contender", name, "--size", str(size), "--threads", str(threads)]
-    done = subprocess.run(
-        [*command, "--reference", repr(reference)], env=env, capture_output=True, text=True, timeout=600, check=False
-    )
-    if done.returncode:
-        return {"missing": f"failed: exit {done.returncode}: {(done.stderr.strip() or 'no message').splitlines()[-1]}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def spawn(name: str, size: int, threads: int, reference: float) -> Row:
+    command = [sys.executable, __file__, "--worker", name, "--size", size, "--threads", threads]
+    return worker([*command, "--reference", repr(reference)], environment(threads))
 
 
-def machine(threads: int) -> dict[str, Any]:
-    import torch
-
-    model = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "load_average": os.getloadavg(),
-    }
-
-
-def summarise(size: int, rounds: list[dict[str, dict[str, Any]]], where: dict[str, Any]) -> list[dict[str, Any]]:
+def summarise(size: int, rounds: list[dict[str, Row]], where: Row) -> list[Row]:
     rows = []
     rate = max(r["read_rate"] for each in rounds for r in each.values() if "missing" not in r)
     for name, (group, variant) in CONTENDERS.items():
         runs = [each[name] for each in rounds]
-        row: dict[str, Any] = {"name": f"sinkhorn {size}x{size} eps={EPSILON}, same {group}", "contender": name}
+        row: Row = {"name": f"sinkhorn {size}x{size} eps={EPSILON}, same {group}", "contender": name}
         row["variant"] = variant
         if any("missing" in run for run in runs):
             rows.append({**row, "note": next(run["missing"] for run in runs if "missing" in run)})
@@ -245,7 +215,7 @@ def summarise(size: int, rounds: list[dict[str, dict[str, Any]]], where: dict[st
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     header = ("contender", "ms", "cpu ms", "/first", "cpu/fst", "iterations", "objective", "marginals", "cpu x b.")
     print("{:<26}{:>9}{:>9}{:>8}{:>8}{:>12}{:>11}{:>11}{:>9}".format(*header))
     group = ""
@@ -267,12 +237,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="64 x 64 points and one round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds of all contenders")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--reference", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.contender:
-        print(json.dumps(contend(args.contender, args.size, args.threads, args.reference)))
+    if args.worker:
+        print(json.dumps(contend(args.worker, args.size, args.threads, args.reference)))
         return
     size, count = (64, 1) if args.small else (256, args.rounds)
     where = machine(args.threads)
@@ -280,10 +250,8 @@ def main() -> None:
     rounds = [{name: spawn(name, size, args.threads, reference) for name in CONTENDERS} for _ in range(count)]
     rows = summarise(size, rounds, where)
     show(rows)
-    path = RESULTS.with_stem("sinkhorn_small") if args.small else RESULTS
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"{where['cpu']}, {where['threads']} thread(s), load {where['load_average'][0]:.1f}; written to {path}")
+    write_rows("sinkhorn", rows, args.small)
+    print(f"{where['cpu']}, {where['threads']} thread(s), load {where['load_average'][0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def timed(command: Sequence[str | Path], cwd: Path = ROOT, env: Mapping[str, str
     return Timing(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, *texts)
 
 
+def worker(command: Sequence[str | Path | int | float], env: Mapping[str, str]) -> Row:
+    """What a contender's process prints last, a JSON object; `missing` with the reason where it failed."""
+    try:
+        return json.loads(timed([str(part) for part in command], env=env).stdout.splitlines()[-1])
+    except RuntimeError as error:
+        return {"missing": f"failed: {str(error).strip().splitlines()[-1]}"}
+
+
 def status_mb(key: str) -> float:
     """VmRSS or VmHWM of this process, MB; `forget_peak` starts the latter anew."""
     for line in Path("/proc/self/status").read_text().splitlines():

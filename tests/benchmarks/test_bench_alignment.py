@@ -15,7 +15,7 @@ def made(load, tmp_path, monkeypatch):
     monkeypatch.setattr(DPO, "pair", DPO.pair)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     bench.make(tmp_path, bench.SIZES["small"])
-    bench.our_stage(tmp_path, "teacher", "write", "written", 1)
+    bench.store_reference(tmp_path, threads=1)
     return bench, tmp_path
 
 
@@ -46,5 +46,6 @@ def test_both_trainers_see_the_same_tokens_and_both_references_are_one(made):
 
 def test_pairs_are_the_same_at_every_call(load):
     bench = load("bench_alignment")
-    assert bench.texts_of(5) == bench.texts_of(5)
-    assert len({row["chosen"] for row in bench.texts_of(5)}) == 5
+    size = bench.SIZES["small"]
+    assert bench.texts_of(size, 5) == bench.texts_of(size, 5)
+    assert len({row["chosen"] for row in bench.texts_of(size, 5)}) == 5
