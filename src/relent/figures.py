@@ -9,11 +9,15 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's palette, without its yellow, which is too faint for lines on white; grey in its place."""
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":")
 DPI = 110
+LEGEND_ENTRY, LEGEND_LETTER = 0.5, 0.055
+"""Inches that an entry of a legend and each letter of it take at 8 points."""
 UNITS = {
     "1e-6 K m2 kg-1 s-1": "PVU",
     "m s-1": "m s$^{-1}$",
@@ -38,11 +42,26 @@ def with_units(text: str, units: str) -> str:
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each label, the same in every figure that draws them; no pair twice among 64 labels."""
+    """Colour, marker and line of each label, the same in every figure that draws them.
+
+    No pair of colour and marker comes twice among 64 labels, no pair of colour and line among 24.
+    """
     return {
-        label: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+            "ls": LINES[i // len(COLOURS) % len(LINES)],
+        }
         for i, label in enumerate(labels)
     }
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend of one of its axes below a figure, in as many columns as its width has room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    widest = LEGEND_ENTRY + LEGEND_LETTER * max(map(len, labels))
+    columns = max(1, min(6, len(labels), int(figure.get_figwidth() / widest)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def plain(axes: Axes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,15 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from relent.figures import COLOURS, DPI, display_units, lead_axes, plain
+from relent.figures import COLOURS, DPI, display_units, lead_axes, legend_below, plain
 
 Rows = list[dict[str, Any]]
 LOOK = Mapping[str, dict[str, Any]]
-"""Label → colour and marker (`relent.figures.styles`)."""
+"""Label → colour, marker and line (`relent.figures.styles`)."""
 COLUMNS = 4
 """Panels side by side."""
+LEAST_POWER = 1e-6
+"""Of the truth, relative to its largest, at which a ratio to it is still drawn."""
 
 
 def names(rows: Rows) -> list[str]:
@@ -66,13 +69,8 @@ def spread_skill(rows: Rows, members: int) -> Figure:
             axes.plot(hours, spread, marker="s", ms=4, ls="--", color=COLOURS[1], label=label)
         axes.set_ylim(bottom=0)
         axes.set_ylabel(display_units(_units(rows, variable)), fontsize=9)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
 
 
 def by_lead(
@@ -102,7 +100,7 @@ def by_lead(
         axes.set_ylim(bottom=0)
         units = display_units(_units(first, variable))
         axes.set_ylabel(title.format(units=units).replace(" ()", ""), fontsize=9)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -157,7 +155,7 @@ def reliability(rows: Rows, hours: float) -> Figure:
         axes.set_xlabel("forecast probability", fontsize=8)
         plain(axes)
     grid[0].set_ylabel("observed frequency", fontsize=8)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -183,7 +181,7 @@ def spectra(rows: Rows, unit: str, leads: Sequence[float]) -> Figure:
         _log_ticks(axes.xaxis)
         plain(axes)
     grid[0].set_ylabel("power (squared units)", fontsize=9)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -200,7 +198,10 @@ def _spectrum(rows: Rows, hours: float, kind: str) -> tuple[np.ndarray, np.ndarr
 
 
 def power_ratio(tables: Mapping[str, list[Rows]], look: LOOK, hours: float, unit: str) -> Figure:
-    """Power of members over that of the truth at one lead, one panel a field, one line a label (mean over seeds)."""
+    """Power of members over that of the truth at one lead, one panel a field, one line a label (mean over seeds).
+
+    Wavenumbers at which the truth has next to no power are left out.
+    """
     first = next(iter(tables.values()))[0]
     figure, grid = panels(len(names(first)), (3.7, 3.2), 0.4)
     for axes, variable in zip(grid, names(first)):
@@ -208,7 +209,9 @@ def power_ratio(tables: Mapping[str, list[Rows]], look: LOOK, hours: float, unit
             own = [[row for row in rows if row["variable"] == variable and row["wavenumber"] > 0] for rows in seeds]
             k, truth = _spectrum(own[0], hours, "truth")
             ratio = np.mean([_spectrum(rows, hours, "member")[1] for rows in own], axis=0) / truth
-            axes.plot(k, ratio, lw=1.6, color=look[label]["color"], label=label)
+            known = truth > LEAST_POWER * truth.max()
+            line = {key: look[label][key] for key in ("color", "ls")}
+            axes.plot(k[known], ratio[known], lw=1.6, label=label, **line)
         axes.axhline(1, color="k", lw=0.8, ls=":")
         axes.set(xscale="log", yscale="log")
         low, high = axes.get_ylim()
@@ -219,7 +222,7 @@ def power_ratio(tables: Mapping[str, list[Rows]], look: LOOK, hours: float, unit
         _log_ticks(axes.yaxis)
         plain(axes)
     grid[0].set_ylabel("power of members / truth", fontsize=9)
-    _legend(figure, grid[0])
+    legend_below(figure, grid[0])
     return figure
 
 
@@ -276,13 +279,16 @@ def scorecard(rows: Rows, summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def distance(tables: Mapping[str, Mapping[float, list[float]]], look: LOOK, label: str) -> Figure:
+def distance(
+    tables: Mapping[str, Mapping[float, list[float]]], look: LOOK, label: str, limit: float = math.inf
+) -> Figure:
     """What is known relative to the perfect ensemble by lead, whose own value is 1: mean over seeds and their range.
 
     Args:
         tables: Label → lead hours → number of each seed.
         look: Colours and markers.
         label: Of the vertical axis.
+        limit: Where the axis ends at the latest, so that what is near 1 can be told apart.
     """
     figure = Figure(figsize=(5.4, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -295,6 +301,7 @@ def distance(tables: Mapping[str, Mapping[float, list[float]]], look: LOOK, labe
     lead_axes(axes, hours, "")
     axes.axhline(1, color="k", lw=0.8, ls=":")
     axes.set_ylabel(label, fontsize=9)
-    axes.set_ylim(bottom=min(0.95, axes.get_ylim()[0]))
-    _legend(figure, axes)
+    lowest = min(min(seeds) for ratios in tables.values() for seeds in ratios.values())
+    axes.set_ylim(min(0.95, lowest - 0.03), min(limit, axes.get_ylim()[1]))
+    legend_below(figure, axes)
     return figure

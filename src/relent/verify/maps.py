@@ -16,7 +16,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from relent.figures import COLOURS, DPI, plain, with_units
+from relent.figures import COLOURS, DPI, legend_below, plain, with_units
 from relent.grid import Topology
 
 QUANTILES = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.38))
@@ -263,8 +263,7 @@ def meteogram(series: Sequence[Series], valid: np.ndarray, place: str, initial: 
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axes.set_xlabel("valid time (UTC)", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    legend_below(figure, figure.axes[0])
     start = np.datetime_as_string(initial, unit="m").replace("T", " ")
     count = f"{len(series[0].members)} members" if len(series[0].members) > 1 else "one member"
     figure.suptitle(f"{label}: {place}, from {start} UTC, {count}", fontsize=10)

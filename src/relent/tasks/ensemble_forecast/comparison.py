@@ -16,6 +16,8 @@ from relent.tasks.ensemble_forecast.forecasts import Forecasts
 from relent.verify import figures, maps
 
 MAP_METHODS = 4
+FARTHEST = 2.0
+"""Distance to the perfect ensemble at which the axis ends."""
 PERFECT = "perfect_ensemble"
 """Method whose members are draws from the true law: no forecast has a lower CRPS on average."""
 
@@ -124,7 +126,12 @@ def _distance(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
             for hours, crps in _crps_by_hours(run).items():
                 tables.setdefault(label, {}).setdefault(hours, []).append(crps / best[hours])
     label = "CRPS / CRPS of the perfect ensemble"
-    figures.distance(tables, styles(list(groups)), label).savefig(into / "distance_to_perfect.png")
+    near = {
+        label: ratios for label, ratios in tables.items() if min(map(np.mean, ratios.values())) < FARTHEST
+    } or tables
+    figures.distance(near, styles(list(groups)), label, FARTHEST).savefig(into / "distance_to_perfect.png")
+    far = ", ".join(label for label in tables if label not in near)
+    hidden = f" Not drawn, always above {FARTHEST:g}: {far}." if far else ""
     words = "; ".join(
         f"{label} " + " → ".join(f"{np.mean(ratios[hours]):.2f}" for hours in (min(ratios), max(ratios)))
         for label, ratios in tables.items()
@@ -133,7 +140,7 @@ def _distance(groups: dict[str, list[RunResult]], into: Path) -> dict[str, str]:
         "distance_to_perfect.png": (
             "CRPS, mean over variables, divided by that of the perfect ensemble (the true model from the true state, "
             f"{perfect.settings['members']} members): 1 cannot be beaten on average. Lines: mean over seeds; bands: "
-            f"their range. First → last lead: {words}."
+            f"their range. First → last lead: {words}.{hidden}"
         )
     }
 
