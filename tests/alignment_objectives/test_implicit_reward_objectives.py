@@ -18,14 +18,14 @@ from relent.divergences.f_divergence import get_f_divergence
 from relent.methods.alignment.dpo import dpo_loss
 from relent.methods.alignment.implicit_reward import (
     LEARNING_RATE_FACTOR,
+    bandit_form_loss,
     chi2_variance_objective,
     conjugate_reward,
     edge_share,
     exact_objective,
     implicit_reward,
     policy_form_loss,
-    token_rewards_from_logits,
-    token_values,
+    token_rewards,
     update_weight,
     value_form_loss,
 )
@@ -35,6 +35,12 @@ MU, REFERENCE = tensor(0.1, 0.2, 0.7), tensor(0.5, 0.3, 0.2)
 FORMS = ["sft", "pearson_chi2", "squared_hellinger"]
 LOGITS = torch.tensor([[[1.0, 0, -1], [0, 0.5, 0.2], [0.3, 0.3, 0]]], dtype=torch.float64)
 ACTIONS, KEPT = torch.tensor([[0, 1, 2]]), torch.ones(1, 3, dtype=torch.bool)
+
+
+def states(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Q of the tokens taken, and V, from whole logits."""
+    taken = logits.gather(-1, actions.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return taken, logits.logsumexp(-1)
 
 
 def maximum(objective, size: int, start: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ class TestConjugates:
     def test_worked_numbers(self, x: float, values: tuple[float, ...], slopes: tuple[float, ...]):
         for name, value, slope in zip(FORMS, values, slopes):
             assert conjugate_reward(tensor(x), name).item() == pytest.approx(value, abs=1e-6)
-            assert update_weight(tensor(x), name, beta=1.0).item() == pytest.approx(slope, abs=1e-6)
+            assert update_weight(tensor(x), name).item() == pytest.approx(slope, abs=1e-6)
 
     def test_is_the_conjugate_of_the_generator(self):
         """φ(x) = −sup_u(−x u − f(u)), by search over u, for f = (u − 1)² and (√u − 1)²."""
@@ -93,18 +99,18 @@ class TestConjugates:
         assert values.isfinite().all()
         close(slopes, torch.full((3,), 100.0, dtype=torch.float64))
         mask = torch.ones(1, 3, dtype=torch.bool)
-        assert edge_share(x.detach().unsqueeze(0), mask, beta=1.0).item() == 1
-        assert edge_share(x.detach().unsqueeze(0), mask, beta=0.01).item() == 0
+        assert edge_share(x.detach().unsqueeze(0), mask).item() == 1
+        assert edge_share(0.01 * x.detach().unsqueeze(0), mask).item() == 0
 
     def test_first_step_is_that_of_sft(self):
         """φ′(0) = 1: at π = π_ref every form takes SFT's step; χ² stops at ρ = 2/β and turns round beyond."""
         zero = torch.zeros(4, dtype=torch.float64)
         for name in FORMS:
-            close(update_weight(zero, name, beta=0.7), zero + 1)
-        assert update_weight(zero, "forward_kl", beta=0.7)[0].item() == pytest.approx(math.exp(-1))
+            close(update_weight(zero, name), zero + 1)
+        assert update_weight(zero, "forward_kl")[0].item() == pytest.approx(math.exp(-1))
         for beta in (0.5, 1.0, 2.0):
             rho = 2 / beta
-            found = update_weight(tensor(rho - 0.1, rho, rho + 0.1), "pearson_chi2", beta=beta)
+            found = update_weight(beta * tensor(rho - 0.1, rho, rho + 0.1), "pearson_chi2")
             assert found[0] > 0 > found[2]
             assert found[1].abs() < 1e-14
         assert [math.exp(2 / b) for b in (0.5, 1, 2)] == pytest.approx([54.6, 7.39, 2.72], rel=1e-3)
@@ -113,7 +119,7 @@ class TestConjugates:
         with pytest.raises(ValueError, match="divergence="):
             conjugate_reward(tensor(0.0), "total_variation")
         with pytest.raises(ValueError, match="beta"):
-            update_weight(tensor(0.0), "sft", beta=0.0)
+            bandit_form_loss(tensor(0.0), tensor(0.0), divergence="sft", beta=0.0)
 
 
 class TestPolicyForm:
@@ -146,7 +152,7 @@ class TestPolicyForm:
         assert self.loss(logits, *arguments).item() == pytest.approx(value, abs=1e-10)
         found = gradient(lambda z: self.loss(z, *arguments), logits).flatten()
         close(found, tensor(*slope), 1e-6)
-        weight = update_weight(tensor(math.log(1.5)), name, beta=1.0)
+        weight = update_weight(tensor(math.log(1.5)), name)
         close(found, weight * tensor(-0.4, 0.25, 0.15), 1e-9)
 
     def test_the_reference_stays_in_chi2_and_not_in_sft(self):
@@ -272,6 +278,45 @@ class TestExactForm:
         for shift in (-0.1, 0.1):
             assert exact_objective(policy, reference, mu, v + shift, divergence="pearson_chi2", beta=beta) < found
 
+    @pytest.mark.parametrize("name", [*FORMS, "forward_kl"])
+    @few
+    @given(seed=seeds, beta=st.floats(0.2, 2))
+    def test_with_a_value_of_its_own_a_demonstration_has_the_step_of_sft(self, name: str, seed: int, beta: float):
+        """The best V brings φ′ to 1, wherever the policy is."""
+        ratios = 0.3 * draw(6, seed=seed)
+        resting = -1.0 if name == "forward_kl" else 0.0
+        best = resting - beta * ratios
+        found = gradient(lambda r: bandit_form_loss(r, best, divergence=name, beta=beta).sum(), ratios)
+        close(found, torch.full_like(ratios, -beta))
+        if name != "sft":
+            slope = gradient(lambda v: bandit_form_loss(ratios, v, divergence=name, beta=beta).sum(), best)
+            close(slope, torch.zeros_like(ratios))
+
+    def test_several_demonstrations_of_each_prompt_are_held_by_their_variance(self):
+        """The mean of the losses at the best V of each prompt, and of all, is the likelihood less the variances."""
+        ratios, beta = draw(4, 7), 0.6
+        mean = beta * ratios.mean()
+        for dim in (-1, (0, 1)):
+            value = -beta * ratios.mean(dim, keepdim=True)
+            found = -bandit_form_loss(ratios, value, divergence="pearson_chi2", beta=beta).mean()
+            close(found, mean - beta**2 / 4 * ratios.var(dim, correction=0).mean())
+
+    def test_steps_on_demonstrations_end_at_the_optimum_of_both(self):
+        """Policy and V by the method's own loss on 1, 2 and 7 demonstrations of three answers."""
+        demonstrations = torch.tensor([0, 1, 1, *[2] * 7])
+        for name, expected, value in (
+            ("pearson_chi2", (0.180263, 0.269302, 0.550436), -0.585065),
+            ("squared_hellinger", (0.359339, 0.291332, 0.349329), -0.142127),
+        ):
+
+            def objective(x: Tensor, name: str = name) -> Tensor:
+                ratios = (x[:3].log_softmax(-1) - REFERENCE.log())[demonstrations]
+                return -bandit_form_loss(ratios, x[3], divergence=name, beta=1.0).mean()
+
+            best = maximum(objective, 4, torch.cat((REFERENCE.log(), tensor(0.0))))
+            close(best[:3].softmax(-1), tensor(*expected), 1e-5)
+            assert best[3].item() == pytest.approx(value, abs=1e-5)
+
     def test_one_demonstration_a_prompt_is_sft(self):
         """The variance is 0: only the likelihood is left, for every f."""
         policy, reference = draw(2, 5).log_softmax(-1)
@@ -296,10 +341,11 @@ class TestExactForm:
 
 class TestLogitsAsValues:
     def test_worked_numbers(self):
-        close(token_values(LOGITS)[0], tensor(1.4076, 1.3533, 1.3083), 1e-4)
-        close(token_rewards_from_logits(LOGITS, ACTIONS, KEPT)[0], tensor(-0.3533, -0.8083, 0.0), 1e-4)
+        close(states(LOGITS, ACTIONS)[1][0], tensor(1.4076, 1.3533, 1.3083), 1e-4)
+        close(token_rewards(*states(LOGITS, ACTIONS), KEPT)[0], tensor(-0.3533, -0.8083, 0.0), 1e-4)
         for name, value in (("sft", 2.5691490163), ("pearson_chi2", 2.7636715049), ("squared_hellinger", 6.1691864177)):
-            assert value_form_loss(LOGITS, ACTIONS, KEPT, divergence=name).item() == pytest.approx(value, abs=1e-9)
+            found = value_form_loss(*states(LOGITS, ACTIONS), KEPT, divergence=name)
+            assert found.item() == pytest.approx(value, abs=1e-9)
 
     @few
     @given(seeds)
@@ -310,29 +356,31 @@ class TestLogitsAsValues:
         mask = torch.tensor([[0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]], dtype=torch.bool)
         expected = -(logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1) * mask).sum(-1)
         noisy = torch.where(mask.unsqueeze(-1), logits, math.nan)
-        found = value_form_loss(noisy, torch.where(mask, actions, -100), mask, divergence="sft")
+        found = value_form_loss(*states(noisy, torch.where(mask, actions, -100)), mask, divergence="sft")
         close(found, expected)
-        slope = gradient(lambda z: value_form_loss(z, actions, mask, divergence="sft").sum(), logits)
+        slope = gradient(lambda z: value_form_loss(*states(z, actions), mask, divergence="sft").sum(), logits)
         probabilities = logits.softmax(-1) - F.one_hot(actions, 5)
         close(slope, probabilities * mask.unsqueeze(-1))
 
     def test_advantage_is_the_log_probability(self):
-        close(LOGITS - token_values(LOGITS).unsqueeze(-1), LOGITS.log_softmax(-1), 1e-14)
+        taken, values = states(LOGITS, ACTIONS)
+        close(taken - values, LOGITS.log_softmax(-1).gather(-1, ACTIONS.unsqueeze(-1)).squeeze(-1), 1e-14)
 
     def test_soft_bellman_equation(self):
         """Q of the optimal policy of any token rewards gives those rewards back: r = Q − V′."""
         rewards = draw(3, 4, seed=2)
         q = torch.zeros(3, 4, dtype=torch.float64)
         for t in (2, 1, 0):
-            following = token_values(q[t + 1]) if t < 2 else 0.0
+            following = q[t + 1].logsumexp(-1) if t < 2 else 0.0
             q[t] = rewards[t] + following
         actions = torch.tensor([[1, 3, 0]])
-        found = token_rewards_from_logits(q.unsqueeze(0), actions, torch.ones(1, 3, dtype=torch.bool))
+        found = token_rewards(*states(q.unsqueeze(0), actions), torch.ones(1, 3, dtype=torch.bool))
         close(found[0], rewards[torch.arange(3), actions[0]])
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="do not fit"):
-            token_rewards_from_logits(LOGITS, ACTIONS[:, :2], KEPT[:, :2])
+        taken, values = states(LOGITS, ACTIONS)
+        with pytest.raises(ValueError, match="one shape"):
+            token_rewards(taken, values[:, :2], KEPT)
 
 
 class TestLearningRate:

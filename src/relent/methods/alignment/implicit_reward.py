@@ -12,15 +12,23 @@ Plain SFT is φ(x) = x (total variation with its bound dropped): V and π_ref ca
 constant in π: β is then no more than a factor of the learning rate, so the paper lowers that rate (2e-5 to 5e-6). With
 other f the reference stays; its per-token factor φ′(β ρ) is :func:`update_weight`, the rate that SFT would need.
 
-The method fine-tunes on the preferred completions by form A (stage `sft`), then trains by DPO from there with the fine-
-tuned model as the reference (stage `student`), as the paper judges both remedies after a DPO stage.
+The method fine-tunes on the preferred completions (stage `sft`), then trains by DPO from there with the fine-tuned
+model as the reference (stage `student`), as the paper judges both remedies after a DPO stage. The fine-tuning has one
+of three forms, which are one for φ(x) = x, up to the factor β:
 
-[paper] (abstract) the frame, the smaller learning rate, the other divergences, the DPO stage after them; ours: the
-exact forms, β of φ, networks and recipe. The paper's body was not available: the equations are derived from its
-abstract and from IQ-Learn, and were checked by duality on enumerated problems. Three forms: **A** `policy_form_loss`
-(V = 0, tokens), **B** `value_form_loss` (logits as Q-values, no reference), **C** `exact_objective` (enumerated
-answers, V free). B and C are not trained with: B reads a base model's logits, whose normaliser nothing fixes, and C
-with one demonstration of a prompt is plain SFT.
+- `policy` (A, the default): V = 0 and r = β ρ of each token.
+- `value` (B): the logits are Q-values, r_t = Q_t(y_t) − V_{t+1} with V_t = log Σ_a exp Q_t(a), and V_1 is taken off;
+  no reference and no β. A constant that all logits of a state have in common, which no softmax sees, counts here: other
+  φ than x draw it to where the rewards are small.
+- `bandit` (C): r = β ρ(y) + V(x) of whole answers, V maximised over too: the regularised problem itself. V is a
+  parameter of each training prompt, or with `shared_value` one of all. For χ² the best V leaves β E ρ − (β²/4) Var ρ,
+  the spread being over the demonstrations of a prompt (or over all). With one demonstration of a prompt and a V of its
+  own every f is SFT.
+
+[paper] (abstract) the frame, the smaller learning rate, the other divergences, logits as Q-values, the DPO stage after
+them; ours: the exact losses of all forms, V as a parameter with a learning rate of its own, β of φ, networks and
+recipe. The paper's body was not available: the equations are derived from its abstract and from IQ-Learn, and were
+checked by duality on enumerated problems.
 """
 
 from __future__ import annotations
@@ -31,15 +39,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import zarr
-from torch import Tensor
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
-from relent.divergences.logits import log_sum_exp
 from relent.divergences.reduction import Reduction, as_mask, masked_mean, masked_sum, reduce, upcast
 from relent.errors import DataError
 from relent.files import whole
 from relent.language.batches import TokenBatch
+from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
 from relent.methods.alignment.base import PairMethod
 from relent.methods.alignment.preference import (
     positive,
@@ -64,6 +74,9 @@ HELLINGER_EDGE = -0.9
 LEARNING_RATE_FACTOR = 0.25
 """What the paper multiplies the learning rate of SFT by: 2e-5 to 5e-6."""
 
+FIRST_VALUE = {"forward_kl": -1.0}
+"""V of form C at the start, where φ′(V) = 1 and the step is SFT's; 0 for all others."""
+
 LEARNT_FROM = ("train", "validation")
 """Splits whose pairs are scored by the fine-tuned model."""
 
@@ -84,7 +97,28 @@ class Config(MethodConfig):
         gt=0,
         le=100,
     )
+    form: Literal["policy", "value", "bandit"] = hyperparameter(
+        "policy",
+        "What is a reward: β·log-ratios of tokens, logits as Q-values, or β·log-ratios of answers with V free.",
+        source="ours; paper, abstract: logits as Q-values",
+    )
+    shared_value: bool = hyperparameter(
+        False, "Of `bandit`: one V for all prompts, in place of one for each.", source="ours"
+    )
+    value_rate: float = hyperparameter(
+        10.0, "Of `bandit`: learning rate of V over that of the policy.", source="ours", gt=0, le=1e6
+    )
     beta: float = hyperparameter(0.1, "β of DPO, in the unit of the reward.", source="ours: that of DPO", gt=0, le=1000)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.shared_value and self.form != "bandit":
+            raise ValueError(f"shared_value with form {self.form!r}: only `bandit` has a V to share; set it to false")
+        if self.form == "value" and self.sft_beta != 1:
+            raise ValueError(
+                f"sft_beta {self.sft_beta:g} with form 'value', which has no reference and no β; set it to 1"
+            )
+        return self
 
 
 def _conjugate(name: Divergence) -> FDivergence:
@@ -125,19 +159,18 @@ def conjugate_reward(values: Tensor, divergence: Divergence) -> Tensor:
     return -entry.conjugate(-inside) + (values - inside) / (1.0 + HELLINGER_EDGE) ** 2
 
 
-def update_weight(log_ratios: Tensor, divergence: Divergence, *, beta: float) -> Tensor:
-    r"""φ′(β ρ), detached: by what factor form A scales SFT's step on a token, 1 for `sft` whatever β and π_ref.
+def update_weight(rewards: Tensor, divergence: Divergence) -> Tensor:
+    r"""φ′(r), detached: by what factor a form scales SFT's step on a token or an answer, 1 for `sft`.
 
-    χ² turns the step round beyond ρ = 2/β: no token's likelihood rises by more than exp(2/β). It binds only on tokens
-    with π_ref < exp(−2/β).
+    χ² turns the step round beyond r = 2. In form A, r = β ρ, no token's likelihood thus rises by more than exp(2/β); it
+    binds only on tokens with π_ref < exp(−2/β).
     """
-    x = positive(beta, "beta") * upcast(log_ratios.detach())
-    return torch.func.grad(lambda v: conjugate_reward(v, divergence).sum())(x)
+    return torch.func.grad(lambda v: conjugate_reward(v, divergence).sum())(upcast(rewards.detach()))
 
 
-def edge_share(log_ratios: Tensor, mask: Tensor, *, beta: float) -> Tensor:
-    """Share of tokens beyond the edge of the Hellinger form, a scalar to log."""
-    return masked_mean((beta * upcast(log_ratios.detach()) < HELLINGER_EDGE).float(), mask)
+def edge_share(rewards: Tensor, mask: Tensor | None) -> Tensor:
+    """Share of rewards beyond the edge of the Hellinger form, a scalar to log."""
+    return masked_mean((rewards.detach() < HELLINGER_EDGE).float(), mask)
 
 
 def policy_form_loss(
@@ -170,47 +203,60 @@ def policy_form_loss(
     return reduce(-conjugate_reward(positive(beta, "beta") * log_ratios, divergence), keep, reduction)
 
 
-def token_values(logits: Tensor) -> Tensor:
-    """V_t = log Σ_a exp Q_t(a) of logits read as Q-values, (…, V) to (…): a state's soft value at temperature 1."""
-    return log_sum_exp(upcast(logits))
+def taken_logits(output: LMOutput, rows: TokenBatch) -> Tensor:
+    """Q_t(y_t) of the tokens in the loss, at their own places, (B, L), 0 elsewhere; less log π it is V_t."""
+    tokens, head, mask = next_token_head(output, rows)
+    logits = (upcast(head.hidden) * upcast(head.weight[tokens])).sum(-1)
+    if head.bias is not None:
+        logits = logits + upcast(head.bias[tokens])
+    return pad(torch.where(mask, logits, 0.0), (1, 0))
 
 
-def token_rewards_from_logits(logits: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+def token_rewards(taken: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     r"""r_t = Q_t(y_t) − V_{t+1}, with V = 0 after the last token: the inverse soft Bellman equation at γ = 1.
 
     Args:
-        logits: (B, L, V), Q of the state before token t.
-        actions: (B, L), y_t; anything where masked.
+        taken: (B, L), Q_t(y_t) of the state before token t; anything where masked.
+        values: (B, L), V_t = log Σ_a exp Q_t(a) of the same states: soft values at temperature 1.
         mask: (B, L), one run a row.
 
     Returns:
         (B, L), 0 where masked. Σ_t r_t − V_1 = Σ_t log π(y_t|h_t).
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes that differ.
     """
-    keep = as_mask(mask, actions.shape)
-    if logits.shape[:-1] != actions.shape:
-        raise ValueError(f"logits (B, L, V) do not fit actions (B, L): {tuple(logits.shape)}, {tuple(actions.shape)}")
-    q = torch.where(keep.unsqueeze(-1), upcast(logits), 0.0)
-    taken = q.gather(-1, torch.where(keep, actions, 0).unsqueeze(-1)).squeeze(-1)
-    values = torch.where(keep, token_values(q), 0.0)
-    following = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)
-    return torch.where(keep, taken - following, 0.0)
+    if taken.shape != values.shape:
+        raise ValueError(f"taken and values must have one shape, got {tuple(taken.shape)} and {tuple(values.shape)}")
+    keep = as_mask(mask, taken.shape)
+    following = pad(torch.where(keep, upcast(values), 0.0)[:, 1:], (0, 1))
+    return torch.where(keep, upcast(taken) - following, 0.0)
 
 
-def value_form_loss(logits: Tensor, actions: Tensor, mask: Tensor, *, divergence: Divergence) -> Tensor:
+def value_form_loss(taken: Tensor, values: Tensor, mask: Tensor, *, divergence: Divergence) -> Tensor:
     r"""Form B of each demonstration: −Σ_t φ(r_t) + V_1, (B,). With `sft` it is the sum of the token cross-entropies.
 
-    Arguments and errors as of :func:`token_rewards_from_logits`; V_1 is the value at the first token of the mask.
+    Arguments and errors as of :func:`token_rewards`; V_1 is the value at the first token of the mask.
     """
-    keep = as_mask(mask, actions.shape)
-    rewards = token_rewards_from_logits(logits, actions, mask)
+    keep = as_mask(mask, taken.shape)
+    gained = conjugate_reward(token_rewards(taken, values, mask), divergence)
     first = keep & (keep.cumsum(dim=-1) == 1)
-    start = masked_sum(
-        torch.where(first, token_values(torch.where(keep.unsqueeze(-1), logits, 0.0)), 0.0), first, dim=-1
-    )
-    return start - masked_sum(conjugate_reward(rewards, divergence), keep, dim=-1)
+    return masked_sum(upcast(values), first, dim=-1) - masked_sum(gained, keep, dim=-1)
+
+
+def bandit_form_loss(log_ratios: Tensor, value: Tensor, *, divergence: Divergence, beta: float) -> Tensor:
+    r"""Form C of each demonstration: −φ(β ρ(y) + V(x)) + V(x), to be minimised over π **and** V.
+
+    Args:
+        log_ratios: (…), ρ of whole answers, summed over tokens.
+        value: V of each answer's prompt; a shape that broadcasts.
+        divergence: Of :func:`conjugate_reward`.
+        beta: β > 0, at the level of answers.
+
+    Raises:
+        ValueError: β ≤ 0 or an unknown divergence.
+    """
+    return value - conjugate_reward(positive(beta, "beta") * upcast(log_ratios) + value, divergence)
 
 
 def exact_objective(
@@ -236,8 +282,8 @@ def exact_objective(
         beta: β > 0.
     """
     log_ratios = token_log_ratios(policy_log_probs, reference_log_probs)
-    rewards = positive(beta, "beta") * log_ratios + value.unsqueeze(-1)
-    return (demonstrations * conjugate_reward(rewards, divergence)).sum(dim=-1) - value
+    losses = bandit_form_loss(log_ratios, value.unsqueeze(-1), divergence=divergence, beta=beta)
+    return -(demonstrations * losses).sum(dim=-1)
 
 
 def chi2_variance_objective(
@@ -265,6 +311,8 @@ class ImplicitReward(PairMethod):
     task: Task
     network: CausalLM
     tokens_per_item = 1.0
+    values: nn.Parameter | None
+    """V of each prompt of the data set, or one V, while the form `bandit` fine-tunes."""
 
     @property
     def fine_tunes(self) -> bool:
@@ -273,6 +321,10 @@ class ImplicitReward(PairMethod):
 
     def setup_method(self) -> None:
         """The second stage starts from the fine-tuned model and has its log-probabilities for a reference."""
+        self.values = None
+        if self.fine_tunes and self.config.form == "bandit":
+            count = 1 if self.config.shared_value else len(self.task.texts.prompts)
+            self.values = nn.Parameter(torch.full((count,), FIRST_VALUE.get(self.config.divergence, 0.0)))
         if self.fine_tunes or self.task.base is None:
             return
         self.network.load_state_dict(self.task.weights("sft"))
@@ -300,22 +352,45 @@ class ImplicitReward(PairMethod):
         self.log_terms(reward_diagnostics(beta * chosen, beta * rejected))
         return {"preference": preference_loss(beta * (chosen - rejected)).mean()}
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """V has a learning rate of its own and no weight decay."""
+        groups = super().parameter_groups()
+        if self.values is None:
+            return groups
+        groups = [{**g, "params": [p for p in g["params"] if p is not self.values]} for g in groups]
+        rate = self.config.learning_rate * self.config.value_rate
+        return [*groups, {"params": [self.values], "lr": rate, "weight_decay": 0.0}]
+
     def _demonstrations(self, batch: dict[str, Tensor]) -> Tensor:
-        config, rows = self.config, TokenBatch.from_tensors(batch, "chosen_")
-        policy, reference = self.token_log_probs(rows), batch["teacher_chosen"]
-        settings: dict[str, Any] = {"divergence": config.divergence, "beta": config.sft_beta}
-        loss = policy_form_loss(policy, reference, rows.loss, reduction="none", **settings).sum(-1)
-        ratios = token_log_ratios(policy, reference)
-        weights = update_weight(ratios, config.divergence, beta=config.sft_beta)
+        divergence, rows = self.config.divergence, TokenBatch.from_tensors(batch, "chosen_")
+        losses, rewards, mask = self._form(rows, batch)
+        weights = update_weight(rewards, divergence)
         found = {
-            "log_ratio": masked_mean(ratios, rows.loss),
-            "update_weight": masked_mean(weights, rows.loss),
-            "turned_share": masked_mean((weights < 0).float(), rows.loss),
+            "reward": masked_mean(rewards, mask),
+            "update_weight": masked_mean(weights, mask),
+            "turned_share": masked_mean((weights < 0).float(), mask),
         }
-        if config.divergence == "squared_hellinger":
-            found["edge_share"] = edge_share(ratios, rows.loss, beta=config.sft_beta)
+        if divergence == "squared_hellinger":
+            found["edge_share"] = edge_share(rewards, mask)
         self.log_terms(found)
-        return loss.mean() / self.tokens_per_item
+        return losses.mean() / self.tokens_per_item
+
+    def _form(self, rows: TokenBatch, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses (B,) of demonstrations in the form of the run; their rewards, of tokens or answers, and the mask of
+        these."""
+        config, reference, output = self.config, batch["teacher_chosen"], self.network(rows)
+        policy = token_log_probs(output, rows)
+        if config.form == "value":
+            taken = taken_logits(output, rows)
+            states = (taken, taken - policy, rows.loss)
+            return value_form_loss(*states, divergence=config.divergence), token_rewards(*states), rows.loss
+        settings: dict[str, Any] = {"divergence": config.divergence, "beta": config.sft_beta}
+        if self.values is not None:
+            value = self.values if config.shared_value else self.values[batch["prompt"]]
+            ratios = sequence_log_ratio(policy, reference, rows.loss)
+            return bandit_form_loss(ratios, value, **settings), config.sft_beta * ratios + value, None
+        losses = policy_form_loss(policy, reference, rows.loss, reduction="none", **settings).sum(-1)
+        return losses, config.sft_beta * token_log_ratios(policy, reference), rows.loss
 
     def write_extras(self, folder: Path) -> None:
         """`reference.zarr` of the first stage: log-probabilities of the pairs' tokens, (N, 2, T), by split."""
