@@ -20,6 +20,7 @@ from relent.evaluate.run import evaluate_run
 from relent.files import write_json
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import sequence_log_probs
+from relent.language.regulariser import Regulariser
 from relent.tasks.preference_alignment.comparison import draw
 from relent.tasks.preference_alignment.data import SIDES, read_base
 from relent.tasks.preference_alignment.evaluation import evaluate, exact_scores, reference_and_rewards, sample_scores
@@ -139,7 +140,7 @@ def test_the_optimum_itself_has_no_gap(task, trained):
     base = read_base(trained.inputs["teacher"], task.texts, table=True)
     reference, rewards = reference_and_rewards(task.texts, base, trained.inputs["teacher"])
     weights = reference + rewards / 0.5
-    scores = exact_scores(weights - weights.logsumexp(1, keepdim=True), reference, rewards, 0.5, OPTIONS)
+    scores = exact_scores(weights - weights.logsumexp(1, keepdim=True), reference, rewards, Regulariser(0.5), OPTIONS)
     assert abs(scores["frontier_gap"]) < 1e-7
     assert abs(scores["kl_to_optimum"]) < 1e-9
     assert abs(scores["regret"]) < 1e-9

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
+from relent.language.exact import optimal_log_probs, regularised_optimum
+from relent.language.regulariser import Regulariser
 from relent.methods.alignment.dpo import dpo_loss
 from relent.methods.alignment.f_dpo import (
     clamped_share,
     f_dpo_divergence,
     f_dpo_loss,
     f_dpo_rewards,
-    regularised_optimum,
 )
 from relent.methods.alignment.preference import preference_loss, sequence_log_ratio
 
@@ -288,7 +289,7 @@ class TestOptimum:
         ],
     )
     def test_worked_numbers(self, name: str, expected: tuple[float, float, float]):
-        found = regularised_optimum(REWARD, BASE.log(), DIVERGENCES[name], beta=1.0)
+        found = regularised_optimum(BASE.log(), REWARD, 1.0, DIVERGENCES[name])
         close(found.log_probs.exp(), tensor(*expected), 1e-6)
 
     @each
@@ -296,11 +297,11 @@ class TestOptimum:
     def test_conditions_of_karush_kuhn_and_tucker(self, name: str, beta: float):
         """r = β g(log π*/π_ref) + V for every answer, and V moves with the reward as π* does not."""
         rewards, reference = draw(4, 6, seed=5), draw(4, 6, seed=6, scale=2).log_softmax(-1)
-        found = regularised_optimum(rewards, reference, DIVERGENCES[name], beta=beta)
+        found = regularised_optimum(reference, rewards, beta, DIVERGENCES[name])
         close(found.log_probs.exp().sum(-1), torch.ones(4, dtype=torch.float64), 1e-12)
         score = DIVERGENCES[name].score(found.log_probs - reference)
-        close(beta * score + found.value.unsqueeze(-1), rewards, 1e-8)
-        moved = regularised_optimum(rewards + 3.0, reference, DIVERGENCES[name], beta=beta)
+        torch.testing.assert_close(beta * score + found.value.unsqueeze(-1), rewards, rtol=0, atol=1e-10)
+        moved = regularised_optimum(reference, rewards + 3.0, beta, DIVERGENCES[name])
         close(moved.log_probs, found.log_probs, 1e-8)
         close(moved.value, found.value + 3.0, 1e-8)
 
@@ -315,30 +316,61 @@ class TestOptimum:
                 reference.expand_as(log_probs), log_probs
             )
 
-        best = regularised_optimum(REWARD, reference, divergence, beta=beta)
+        best = regularised_optimum(reference, REWARD, beta, divergence)
         rivals = (best.log_probs + draw(200, 3, seed=8, scale=0.3)).log_softmax(-1)
         assert (objective(rivals) < objective(best.log_probs)).all()
 
+    @each
+    def test_conditions_hold_where_the_value_lies_within_rounding_of_the_best_reward(self, name: str):
+        """The best answer has a probability of 1e-15 in the reference; of another, none in float64 is told apart."""
+        reference = tensor(1e-15, 0.7, 0.3 - 1e-15).log()
+        rewards = tensor(3.0, 0.0, 2.0)
+        found = regularised_optimum(reference, rewards, 0.1, DIVERGENCES[name])
+        close(found.log_probs.exp().sum(), tensor(1.0).squeeze(), 1e-14)
+        # The scores of the others, from that of the best one.
+        ratios = found.log_probs - reference
+        score = DIVERGENCES[name].score(ratios)
+        close(0.1 * (score[0] - score), 3.0 - rewards, 1e-10)
+        assert (ratios[0] > ratios[1:]).all()
+
+    @few
+    @given(seed=seeds, beta=st.floats(0.05, 5))
+    def test_a_run_is_judged_by_its_own_regulariser(self, seed: int, beta: float):
+        """Of the optimum the implicit reward is the reward, up to V; under the reverse KL both are those of DPO."""
+        rewards, reference = draw(5, seed=seed), draw(5, seed=seed + 1).log_softmax(-1)
+        for name, parameters in (("reverse_kl", {}), ("forward_kl", {}), ("alpha", {"alpha": 0.3})):
+            own = Regulariser.of(Regulariser(beta, name, parameters).stored())
+            shift = own.implicit_reward(own.optimum(reference, rewards) - reference) - rewards
+            close(shift, shift[0].expand_as(shift), 1e-9)
+        dpo = Regulariser(beta)
+        assert torch.equal(dpo.optimum(reference, rewards), optimal_log_probs(reference, rewards, beta))
+        assert torch.equal(dpo.implicit_reward(rewards), beta * rewards)
+        assert Regulariser.of(None) is None
+
+    def test_an_implicit_reward_ends_where_training_bounded_it(self):
+        own = Regulariser(0.5, "forward_kl", exponent_ceiling=3.0)
+        close(own.implicit_reward(tensor(-900.0, -3.0)), tensor(*[0.5 * (1 - math.exp(3.0))] * 2), 1e-14)
+
     def test_reverse_kl_is_the_tilted_reference(self):
         rewards, reference = draw(3, 5), draw(3, 5, seed=1).log_softmax(-1)
-        found = regularised_optimum(rewards, reference, DIVERGENCES["reverse_kl"], beta=0.3)
+        found = regularised_optimum(reference, rewards, 0.3, DIVERGENCES["reverse_kl"])
         close(found.log_probs, (reference + rewards / 0.3).log_softmax(-1), 1e-9)
         close(found.value, 0.3 * torch.logsumexp(reference + rewards / 0.3, -1), 1e-11)
 
     def test_forward_kl_in_closed_form(self):
         """π* = β π_ref/(λ − r)."""
-        found = regularised_optimum(REWARD, BASE.log(), DIVERGENCES["forward_kl"], beta=2.0)
+        found = regularised_optimum(BASE.log(), REWARD, 2.0, DIVERGENCES["forward_kl"])
         level = found.value + 2.0
         close(found.log_probs.exp(), 2.0 * BASE / (level - REWARD), 1e-10)
 
     def test_impossible_answers_stay_impossible(self):
         reference = tensor(0.6, 0.0, 0.4).log()
-        found = regularised_optimum(tensor(0.0, 9.0, 1.0), reference, DIVERGENCES["jensen_shannon"], beta=1.0)
+        found = regularised_optimum(reference, tensor(0.0, 9.0, 1.0), 1.0, DIVERGENCES["jensen_shannon"])
         assert found.log_probs[1] == -math.inf
         assert found.log_probs.exp().sum().item() == pytest.approx(1.0)
 
     def test_equal_rewards_keep_the_reference(self):
-        found = regularised_optimum(tensor(2.0, 2.0, 2.0), BASE.log(), DIVERGENCES["alpha_0.3"], beta=0.1)
+        found = regularised_optimum(BASE.log(), tensor(2.0, 2.0, 2.0), 0.1, DIVERGENCES["alpha_0.3"])
         close(found.log_probs.exp(), BASE, 1e-12)
         assert found.value.item() == pytest.approx(2.0)
 
@@ -361,11 +393,11 @@ class TestOptimum:
             return loss
 
         optimiser.step(step)
-        expected = regularised_optimum(REWARD, BASE.log(), divergence, beta=beta)
+        expected = regularised_optimum(BASE.log(), REWARD, beta, divergence)
         close(logits.detach().softmax(-1), expected.log_probs.exp(), 1e-6)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="one shape"):
-            regularised_optimum(REWARD, BASE.log()[:2], DIVERGENCES["reverse_kl"], beta=1.0)
+            regularised_optimum(BASE.log()[:2], REWARD, 1.0, DIVERGENCES["reverse_kl"])
         with pytest.raises(ValueError, match="did not converge"):
-            regularised_optimum(tensor(0.0, 1.0, math.nan), BASE.log(), DIVERGENCES["forward_kl"], beta=1.0)
+            regularised_optimum(BASE.log(), tensor(0.0, 1.0, math.nan), 1.0, DIVERGENCES["forward_kl"])

@@ -222,6 +222,34 @@ def test_scores_keep_their_digits_where_the_model_is_the_reference() -> None:
     assert torch.allclose(get_f_divergence("forward_kl").score(u), u - 0.5 * u**2, rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("name", ADMISSIBLE)
+def test_a_log_ratio_is_lowered_by_a_difference_of_scores(name: str) -> None:
+    """Against scores, and against bisection of them; a gap of 0 changes nothing."""
+    entry, gaps = ENTRIES[name], torch.linspace(0.0, 3.0, 7, dtype=torch.float64).unsqueeze(-1)
+    lowered = entry.lower_log_ratio(U, gaps)
+    close(entry.score(U) - entry.score(lowered), gaps.expand_as(lowered))
+    close(lowered[0], U, 1e-12)
+    close(lowered, bare(entry).lower_log_ratio(U, gaps), 1e-7)
+    twice = entry.scaled(2.0, "twice")
+    close(twice.lower_log_ratio(U, gaps), entry.lower_log_ratio(U, gaps / 2), 1e-14)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "jensen_shannon", "alpha(0.5)"])
+def test_a_log_ratio_at_the_end_of_the_range_of_scores_is_lowered_exactly(name: str) -> None:
+    """At u = 60 the score is its supremum in float64; that of the lowered one is as far below it as was asked for."""
+    entry = ENTRIES[name]
+    gap = torch.logspace(-20, 1, 22, dtype=torch.float64)
+    lowered = entry.lower_log_ratio(torch.tensor(60.0, dtype=torch.float64), gap)
+    assert (lowered.diff() < 0).all()
+    if name == "forward_kl":
+        close(lowered, -(gap + math.exp(-60.0)).log(), 1e-13)
+
+
+def test_what_has_no_score_cannot_be_lowered() -> None:
+    with pytest.raises(ValueError, match="no f-DPO score"):
+        get_f_divergence("total_variation").lower_log_ratio(U, U)
+
+
 @pytest.mark.parametrize(
     ("name", "optimum"),
     [

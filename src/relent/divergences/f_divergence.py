@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import wrightomega
 from torch import Tensor
 
 from relent.divergences import discrete
@@ -94,6 +96,11 @@ def _softplus(values: Tensor) -> Tensor:
     return -F.logsigmoid(-values)
 
 
+def _lower(exponent: float, factor: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """`lower_log_ratio` of a score factor·(1 − exp(−exponent·u))."""
+    return lambda u, gap: u - (gap / factor * (exponent * u).exp()).log1p() / exponent
+
+
 def _forward_kl() -> FDivergence:
     return FDivergence(
         name="forward_kl",
@@ -110,6 +117,7 @@ def _forward_kl() -> FDivergence:
         score_form=lambda u: -(-u).expm1(),
         score_exponent=-1.0,
         dual_slope_at_zero=-_INF,
+        lower_form=_lower(1.0, 1.0),
     )
 
 
@@ -129,6 +137,7 @@ def _reverse_kl() -> FDivergence:
         values=discrete.reverse_kl,
         score_form=lambda u: u,
         dual_slope_at_zero=-_INF,
+        lower_form=lambda u, gap: u - gap,
     )
 
 
@@ -137,6 +146,11 @@ def _jensen_shannon() -> FDivergence:
         # ½ [t log t − (t + 1) log((t + 1)/2)] with log((t+1)/2) = softplus(u) − log 2.
         half = _softplus(u) - _LOG2
         return 0.5 * (u.exp() * (u - half) - half)
+
+    def lower(u: Tensor, gap: Tensor) -> Tensor:
+        # −log σ grows by twice the gap: z = softplus(−v), v = −log(e^z − 1).
+        z = _softplus(-u) + 2.0 * gap
+        return -(z + (-(-z).expm1()).log())
 
     return FDivergence(
         name="jensen_shannon",
@@ -151,10 +165,17 @@ def _jensen_shannon() -> FDivergence:
         model_generator=model_generator,
         values=discrete.jensen_shannon,
         dual_slope_at_zero=-_INF,
+        lower_form=lower,
     )
 
 
 def _jeffreys() -> FDivergence:
+    def lower(u: Tensor, gap: Tensor) -> Tensor:
+        # v − e^{−v} = c: w = e^{−v} solves w + log w = −c, which is Wright's omega function.
+        c = u - (-u).exp() - gap
+        w = torch.from_numpy(np.asarray(wrightomega(-c.detach().cpu().double().numpy()))).to(c)
+        return torch.where(w > 1.0, -w.log(), c + w)
+
     return FDivergence(
         name="jeffreys",
         generator=lambda r: (r - 1.0) * r.log(),
@@ -168,6 +189,7 @@ def _jeffreys() -> FDivergence:
         values=discrete.jeffreys,
         score_exponent=-1.0,
         dual_slope_at_zero=-_INF,
+        lower_form=lower,
     )
 
 
@@ -203,6 +225,7 @@ def _squared_hellinger() -> FDivergence:
         values=discrete.squared_hellinger,
         score_exponent=-0.5,
         dual_slope_at_zero=-_INF,
+        lower_form=_lower(0.5, 0.5),
     )
 
 
@@ -225,6 +248,7 @@ def _pearson_chi2(name: str, on_reals: bool) -> FDivergence:
         values=discrete.pearson_chi2,
         score_exponent=-2.0,
         dual_slope_at_zero=-_INF,
+        lower_form=_lower(2.0, 1.0),
     )
 
 
@@ -317,6 +341,7 @@ def alpha_divergence(alpha: float) -> FDivergence:
         values=lambda lp, lq: discrete.amari_alpha(lp, lq, alpha=alpha),
         score_exponent=-alpha if alpha != 0.0 else None,
         dual_slope_at_zero=-_INF if alpha >= 0 else 1.0 / alpha,
+        lower_form=_lower(alpha, 1.0 / alpha) if alpha > 0 else lambda u, gap: u - gap,
     )
 
 

@@ -36,12 +36,15 @@ from relent.divergences.logits import log_sum_exp
 from relent.divergences.reduction import Reduction, as_mask, reduce, upcast
 
 TensorFunction = Callable[[Tensor], Tensor]
+StepFunction = Callable[[Tensor, Tensor], Tensor]
 ValueFunction = Callable[[Tensor, Tensor], Tensor]
 
 __all__ = ["FDivergence"]
 
 # The range of log r over which numerical limits and the conjugate are searched: r^4 still fits float64.
 _LOG_RANGE = 150.0
+# How often the interval is doubled in which a log-ratio of lower score is searched.
+_DOUBLINGS = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class FDivergence:
         score_form: the score as a function of u, where f°′(e^u) − f°′(1) would lose digits near u = 0.
         score_exponent: s where the score contains exp(s·u) that can overflow (−1 for the forward KL), else None.
         dual_slope_at_zero: :math:`f^{\circ\prime}(0+)`; −inf is the admissibility condition of f-DPO.
+        lower_form: ``lower_log_ratio`` as a function of u and the gap.
     """
 
     name: str
@@ -84,6 +88,7 @@ class FDivergence:
     score_form: TensorFunction | None = None
     score_exponent: float | None = None
     dual_slope_at_zero: float | None = None
+    lower_form: StepFunction | None = None
 
     def f(self, ratio: Tensor) -> Tensor:
         """f(r) for r > 0, elementwise."""
@@ -146,6 +151,33 @@ class FDivergence:
         if self.score_form is not None:
             return self.score_form(log_ratio)
         return self.dual_derivative(log_ratio) - self.dual_derivative(torch.zeros_like(log_ratio))
+
+    def lower_log_ratio(self, log_ratio: Tensor, gap: Tensor) -> Tensor:
+        r"""The v ≤ u with score(u) − score(v) = gap: where an answer stands whose reward is lower by β·gap.
+
+        The inverse of the score, from a point of it: near the end of the score's range (1 for the forward KL) a score
+        has lost the digits of its log-ratio, and a difference of scores has not. Without a closed form it is sought in
+        u − v < 1024 by bisection.
+
+        Args:
+            log_ratio: u.
+            gap: ≥ 0; shapes that broadcast.
+
+        Raises:
+            ValueError: if the divergence is not admissible (see :attr:`admissible`).
+        """
+        if self.admissible and self.lower_form is not None:
+            return self.lower_form(log_ratio, gap)
+        wanted = self.score(log_ratio) - gap
+        high = log_ratio.expand_as(wanted)
+        low = high - 1.0
+        for _ in range(_DOUBLINGS):
+            low = torch.where(self.score(low) > wanted, 2.0 * low - high, low)
+        for _ in range(64):
+            middle = 0.5 * (low + high)
+            below = self.score(middle) < wanted
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)
 
     @property
     def admissible(self) -> bool:
@@ -266,7 +298,7 @@ class FDivergence:
         def number(value: float | None) -> float | None:
             return None if value is None else factor * value
 
-        values, conjugate = self.values, self.conjugate_form
+        values, conjugate, lower = self.values, self.conjugate_form, self.lower_form
         return FDivergence(
             name=name,
             generator=lambda r: factor * self.generator(r),
@@ -282,4 +314,5 @@ class FDivergence:
             score_form=times(self.score_form),
             score_exponent=self.score_exponent,
             dual_slope_at_zero=number(self.dual_slope_at_zero),
+            lower_form=None if lower is None else lambda u, gap: lower(u, gap / factor),
         )

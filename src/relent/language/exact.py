@@ -21,18 +21,21 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from relent.divergences.discrete import entropy, forward_kl
-from relent.divergences.logits import log_sum_exp, tempered_log_probs
+from relent.divergences.f_generator import FDivergence
+from relent.divergences.logits import log_sum_exp, renormalised, tempered_log_probs
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import LMOutput
 
 __all__ = [
     "FrontierPoint",
+    "RegularisedOptimum",
     "SequenceSpace",
     "expected_distinct",
     "expected_reward",
     "frontier",
     "log_normaliser",
     "optimal_log_probs",
+    "regularised_optimum",
     "reward_at_kl",
 ]
 
@@ -205,6 +208,63 @@ def optimal_log_probs(reference_log_probs: Tensor, rewards: Tensor, beta: float)
         ValueError: β is not positive, or shapes differ.
     """
     return tempered_log_probs(_log_weights(reference_log_probs, rewards, beta))
+
+
+class RegularisedOptimum(NamedTuple):
+    """π* (log-probabilities, (…, N)) and V (…): r = β g(log π*/π_ref) + V of every answer."""
+
+    log_probs: Tensor
+    value: Tensor
+
+
+@torch.no_grad()
+def regularised_optimum(
+    reference_log_probs: Tensor, rewards: Tensor, beta: float, divergence: FDivergence, *, steps: int = 100
+) -> RegularisedOptimum:
+    r"""The policy that maximises E_π r − β D_f(π‖π_ref), for any f-divergence that is admissible for f-DPO.
+
+    By the conditions of Karush, Kuhn and Tucker r = β g(ρ) + V with ρ = log π*/π_ref and g(ρ) = f′(e^ρ) − f′(1). The
+    ρ of the best answer is sought between 0 and −log π_ref of the best ones, by safeguarded Newton steps on the sum of
+    the probabilities, and all others stand (max r − r)/β below it: V itself may be nearer to max r than float64 tells.
+
+    Args:
+        reference_log_probs: (…, N), normalised; −inf stays −inf.
+        rewards: (…, N).
+        beta: β > 0.
+        divergence: Admissible, with the reference as the target: `reverse_kl` is KL(π‖π_ref), for which the result is
+            :func:`optimal_log_probs` and V = β log Z.
+        steps: Most steps; about ten are used.
+
+    Returns:
+        Float64.
+
+    Raises:
+        ValueError: A divergence that is not admissible, β ≤ 0, shapes that differ, or no convergence.
+
+    Source: Wang et al., arXiv 2309.16240, theorem 1.
+    """
+    _log_weights(reference_log_probs, rewards, beta)
+    r, reference = rewards.double(), reference_log_probs.double()
+    top = r.masked_fill(reference == -math.inf, -math.inf).amax(-1, keepdim=True)
+    gaps = ((top - r) / beta).clamp(min=0.0)
+    high = -log_sum_exp(reference.masked_fill(r < top, -math.inf)).unsqueeze(-1)
+    low, gain = torch.zeros_like(high), high
+    for _ in range(steps):
+        log_ratios = divergence.lower_log_ratio(gain, gaps)
+        log_mass = log_sum_exp(reference + log_ratios).unsqueeze(-1)
+        if bool(((log_mass.abs() < 1e-15) | (high - low <= 1e-15 * high)).all()):
+            break
+        low, high = torch.where(log_mass < 0, gain, low), torch.where(log_mass > 0, gain, high)
+        # dv/du = g′(u)/g′(v), and g′(ρ) = density_weight(−ρ).
+        slopes = divergence.density_weight(-gain) / divergence.density_weight(-log_ratios)
+        step = gain - log_mass / (renormalised(reference + log_ratios).exp() * slopes).nansum(-1, True)
+        gain = torch.where((step > low) & (step < high), step, 0.5 * (low + high))
+    if not bool((log_mass.abs() < 1e-9).all()):
+        raise ValueError(
+            f"the optimum under {divergence.name} did not converge; are rewards and log-probabilities finite?"
+        )
+    value = top - beta * divergence.score(gain)
+    return RegularisedOptimum(renormalised(reference + log_ratios), value.squeeze(-1))
 
 
 def log_normaliser(reference_log_probs: Tensor, rewards: Tensor, beta: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from relent.language.batches import TokenBatch, concatenate
 from relent.language.log_probs import token_log_probs
+from relent.language.regulariser import Regulariser
 from relent.methods.alignment.preference import sequence_log_ratio
 from relent.methods.base import Method
 
@@ -47,6 +48,11 @@ class PolicyMethod(Method):
         task: Any = self.task
         law: CompletionLaw = task.network_law(self.network)
         return law
+
+    def regulariser(self) -> Regulariser | None:
+        """What the run's implicit reward and optimum are told by: β·KL(policy ‖ reference), if the method has a β."""
+        beta = getattr(self.config, "beta", None)
+        return None if beta is None else Regulariser(beta)
 
 
 class AlignmentMethod(PolicyMethod):

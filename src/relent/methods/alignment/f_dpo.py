@@ -22,22 +22,18 @@ ceiling of the exponent, the default divergence (α = 0.5, the middle of the pap
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from relent.divergences.f_divergence import f_divergence_names, get_f_divergence
 from relent.divergences.f_generator import FDivergence
-from relent.divergences.logits import log_sum_exp, renormalised
 from relent.divergences.reduction import masked_mean, upcast
+from relent.language.regulariser import Regulariser
 from relent.methods.alignment.base import PairMethod
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
 from relent.methods.config import MethodConfig, hyperparameter
-
-# Log-ratios between which an optimum is searched: e^±700 still fits float64.
-_LOG_RANGE = 700.0
 
 
 class Config(MethodConfig):
@@ -138,73 +134,6 @@ def clamped_share(log_ratios: Tensor, divergence: FDivergence, exponent_ceiling:
     return masked_mean((divergence.score_exponent * upcast(log_ratios.detach()) > exponent_ceiling).float(), None)
 
 
-class RegularisedOptimum(NamedTuple):
-    """π* (log-probabilities, (…, Y)) and V (…): r = β g(log π*/π_ref) + V for every answer."""
-
-    log_probs: Tensor
-    value: Tensor
-
-
-@torch.no_grad()
-def regularised_optimum(
-    rewards: Tensor, reference_log_probs: Tensor, divergence: FDivergence, *, beta: float, steps: int = 100
-) -> RegularisedOptimum:
-    r"""The exact policy that maximises E_π r − β D_f(π‖π_ref) over all distributions on Y answers.
-
-    V is found by safeguarded Newton steps on log Σ_y π_ref(y) g⁻¹((r(y) − V)/β) = 0. For the reverse KL
-    π* ∝ π_ref exp(r/β) and V = β log Z.
-
-    Args:
-        rewards: (…, Y).
-        reference_log_probs: (…, Y), normalised; −inf stays −inf.
-        divergence: An admissible divergence.
-        beta: β > 0.
-        steps: Most steps; about ten are used.
-
-    Returns:
-        Float64, accurate to about 1e-12 in log π*.
-
-    Raises:
-        ValueError: A divergence that is not admissible, β ≤ 0, shapes that differ, or no convergence.
-    """
-    positive(beta, "beta")
-    if rewards.shape != reference_log_probs.shape:
-        shapes = f"{tuple(rewards.shape)} and {tuple(reference_log_probs.shape)}"
-        raise ValueError(f"rewards and reference_log_probs must have one shape (…, Y), got {shapes}")
-    r, reference = rewards.double(), reference_log_probs.double()
-    supported = reference > -math.inf
-    # g(0) = 0: with V = max r no answer gains probability, with V = min r none loses any.
-    high = r.masked_fill(~supported, -math.inf).amax(-1, keepdim=True)
-    low = r.masked_fill(~supported, math.inf).amin(-1, keepdim=True)
-    value = 0.5 * (low + high)
-    for _ in range(steps):
-        log_ratios = _inverse_score(divergence, (r - value) / beta)
-        log_mass = log_sum_exp(reference + log_ratios).unsqueeze(-1)
-        narrow = high - low <= 1e-15 * torch.maximum(low.abs(), high.abs())
-        if bool(((log_mass.abs() < 1e-12) | narrow).all()):
-            break
-        low, high = torch.where(log_mass > 0, value, low), torch.where(log_mass > 0, high, value)
-        # d log mass / dV = −E_π[1/g′]/β with g′(ρ) = density_weight(−ρ).
-        slope = (renormalised(reference + log_ratios).exp() / divergence.density_weight(-log_ratios)).nansum(-1, True)
-        step = value + beta * log_mass / slope
-        value = torch.where((step > low) & (step < high), step, 0.5 * (low + high))
-    if not bool((log_mass.abs() < 1e-9).all()):
-        raise ValueError(
-            f"the optimum under {divergence.name} did not converge; are rewards and log-probabilities finite?"
-        )
-    return RegularisedOptimum(renormalised(reference + log_ratios), value.squeeze(-1))
-
-
-def _inverse_score(divergence: FDivergence, scores: Tensor) -> Tensor:
-    """Log-ratios of given scores by bisection; ±700 where a score lies outside the range of g."""
-    low, high = torch.full_like(scores, -_LOG_RANGE), torch.full_like(scores, _LOG_RANGE)
-    for _ in range(64):
-        middle = 0.5 * (low + high)
-        below = divergence.score(middle) < scores
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return 0.5 * (low + high)
-
-
 class FDPO(PairMethod):
     """Trains the policy as its own reward model under a divergence of choice; under the reverse KL it is DPO."""
 
@@ -213,8 +142,16 @@ class FDPO(PairMethod):
 
     def setup_method(self) -> None:
         """Take the divergence out of the registry."""
-        parameters = {"alpha": self.config.alpha} if self.config.divergence == "alpha" else {}
-        self.divergence = f_dpo_divergence(self.config.divergence, **parameters)
+        self.divergence = f_dpo_divergence(self.config.divergence, **self._family)
+
+    @property
+    def _family(self) -> dict[str, float]:
+        return {"alpha": self.config.alpha} if self.config.divergence == "alpha" else {}
+
+    def regulariser(self) -> Regulariser:
+        """β D_f of the run's divergence: its implicit reward and its optimum are not DPO's."""
+        config = self.config
+        return Regulariser(config.beta, config.divergence, self._family, config.exponent_ceiling)
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, divergence = self.config, self.divergence

@@ -1,7 +1,8 @@
 """Scores a policy: exactly, from its probability of every completion, or estimated from samples with standard errors.
 
-Exact scores are means over the test prompts, each completion weighted by its probability. The optimum π*_β, and its
-frontier of reward against KL, are those of `relent.language.exact`.
+Exact scores are means over the test prompts, each completion weighted by its probability. The optimum of a run's own
+objective and its implicit reward are those of `relent.language.regulariser`, which the run's predictions hold; the
+frontier of reward against KL is that of `relent.language.exact`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from relent.language.exact import (
     expected_reward,
     frontier,
     log_normaliser,
-    optimal_log_probs,
     reward_at_kl,
 )
+from relent.language.regulariser import Regulariser
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error
 from relent.tasks.preference_alignment.data import SIDES, BaseOutputs, PreferenceTexts, read_base, read_texts
@@ -55,8 +56,8 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     base = read_base(spec.inputs["teacher"], texts, table=options.exact)
     place = folder / "predictions.zarr"
     root = open_predictions(folder, texts.checksum)
-    beta = spec.hyperparameters.get("beta")
-    scores = pair_scores(root, place, base, beta) | training_costs(folder)
+    regulariser = _own_regulariser(root, place)
+    scores = pair_scores(root, place, base, regulariser) | training_costs(folder)
     settings: dict[str, Any] = {
         "beta": options.beta,
         "split": "test",
@@ -77,7 +78,7 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     table = _checked_table(torch.from_numpy(read_array(root, "table", place)).double(), place)
     reference, rewards = reference_and_rewards(texts, base, spec.inputs["teacher"])
     target_scores, target_settings = evaluate_target(folder, texts.checksum, table, reference)
-    scores |= exact_scores(table, reference, rewards, beta, options) | target_scores
+    scores |= exact_scores(table, reference, rewards, regulariser, options) | target_scores
     scores |= evaluate_references(folder, texts.checksum, table)
     settings |= target_settings | {
         "estimator": "enumeration",
@@ -103,6 +104,13 @@ def _estimated(root: zarr.Group, place: Path, options: EvaluationOptions, known:
     return Evaluation(known.scores | estimates, known.tables | {"standard_errors": [errors]}, settings)
 
 
+def _own_regulariser(root: zarr.Group, place: Path) -> Regulariser | None:
+    if "regulariser" not in root.attrs:
+        raise DataError(f"{place}: does not say the regulariser of its run; train the run again")
+    stored: Any = root.attrs["regulariser"]
+    return Regulariser.of(stored)
+
+
 def _checked_table(table: Tensor, place: Path) -> Tensor:
     mass = table.logsumexp(-1)
     if not bool((mass.abs() < TOLERANCE).all()):
@@ -123,14 +131,14 @@ def reference_and_rewards(texts: PreferenceTexts, base: BaseOutputs, folder: str
 
 
 def exact_scores(
-    table: Tensor, reference: Tensor, rewards: Tensor, beta: float | None, options: EvaluationOptions
+    table: Tensor, reference: Tensor, rewards: Tensor, regulariser: Regulariser | None, options: EvaluationOptions
 ) -> dict[str, float]:
     """Scores of a policy whose probability of every completion is known; means over the prompts.
 
     Args:
         table, reference: log π(y|x) and log π_ref(y|x), (P, N) float64.
         rewards: r(x, y), (P, N).
-        beta: The run's own β: its optimum is π*_β; None: it has none.
+        regulariser: Of the run's own objective, whose optimum the policy is set against; None: it has none.
         options: β of the task, whose objective is E_π[r] − β·KL(π ‖ π_ref) with the maximum β·log Z; and the number of
             samples of which the expected number of different ones is told.
     """
@@ -147,18 +155,19 @@ def exact_scores(
         "entropy": float(entropy(table).mean()),
         "distinct": float(expected_distinct(table, options.distinct).mean()),
     }
-    if beta is not None:
-        best = optimal_log_probs(reference, rewards, beta)
+    if regulariser is not None:
+        best = regulariser.optimum(reference, rewards)
         scores["kl_to_optimum"] = float(forward_kl(table, best).mean())
         scores["kl_from_optimum"] = float(reverse_kl(table, best).mean())
     return scores
 
 
-def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, beta: float | None) -> dict[str, float]:
+def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, regulariser: Regulariser | None) -> dict[str, float]:
     """How well log π(y|x) − log π_ref(y|x) tells the preferred completion of the test pairs.
 
     `preference_accuracy` is against the labels, `ranking_accuracy` against the rewards that they were drawn from, if
-    any; with β, σ(β·difference) is a probability, and its calibration against the labels is told.
+    any. σ of the difference of the run's implicit rewards is a probability, and its calibration against the labels is
+    told.
     """
     pairs = base.pairs["test"]
     policy = torch.stack([torch.from_numpy(read_array(root, f"pairs/{side}", place)) for side in SIDES], 1)
@@ -170,8 +179,9 @@ def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, beta: float | 
         better = torch.sign(pairs.rewards[:, 0] - pairs.rewards[:, 1])
         agreeing = (torch.sign(difference) * better > 0).double() + 0.5 * (difference == 0).double()
         scores["ranking_accuracy"] = float(agreeing[better != 0].mean())
-    if beta is not None:
-        logits = beta * difference
+    if regulariser is not None:
+        implicit = regulariser.implicit_reward(ratio)
+        logits = implicit[:, 0] - implicit[:, 1]
         scores["preference_nll"] = float(-torch.nn.functional.logsigmoid(logits).mean())
         confidence = torch.sigmoid(logits.abs())
         scores["preference_ece"] = float(expected_calibration_error(confidence, (logits > 0).double(), bins=BINS))

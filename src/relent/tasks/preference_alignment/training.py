@@ -254,7 +254,9 @@ class Task(TrainingTask):
             return
         with whole(folder / "predictions.zarr") as temporary:
             root = zarr.create_group(store=temporary)
-            root.attrs.update(data_checksum=self.texts.checksum, module_mode="eval")
+            own = module.regulariser() if isinstance(module, PolicyMethod) else None
+            regulariser = None if own is None else own.stored()
+            root.attrs.update(data_checksum=self.texts.checksum, module_mode="eval", regulariser=regulariser)
             law = module.completion_law() if isinstance(module, PolicyMethod) else self.network_law(module.network)
             pairs = self._base().pairs["test"]
             for side, name in enumerate(SIDES):

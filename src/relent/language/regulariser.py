@@ -1,0 +1,53 @@
+r"""The penalty β·D_f(π‖π_ref) of a run's objective, and what it makes of policies: an implicit reward, and an optimum.
+
+Of a policy that maximises E_π r − β D_f(π‖π_ref) the reward can be read off, r(x, y) = β f′(π(y|x)/π_ref(y|x)) + V(x):
+for the reverse KL β·log π/π_ref (Rafailov et al., arXiv 2305.18290), for others Wang et al., arXiv 2309.16240, theorem 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from relent.divergences.f_divergence import get_f_divergence
+from relent.divergences.f_generator import FDivergence
+from relent.language.exact import optimal_log_probs, regularised_optimum
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """β·D_f(π‖π_ref); a run's predictions hold it, so that it is judged by its own."""
+
+    beta: float
+    """β > 0, in the unit of the reward."""
+    divergence: str = "reverse_kl"
+    """Name in the registry, the reference being the target; admissible for f-DPO."""
+    parameters: dict[str, float] = field(default_factory=dict)
+    """Of a family of divergences: `alpha`."""
+    exponent_ceiling: float | None = None
+    """Beyond it implicit rewards are constant, as in training (`FDivergence.score`)."""
+
+    @classmethod
+    def of(cls, stored: dict[str, Any] | None) -> Regulariser | None:
+        """From what `stored` gave."""
+        return None if stored is None else cls(**stored)
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def implicit_reward(self, log_ratios: Tensor) -> Tensor:
+        """β [f′(e^ρ) − f′(1)] of ρ = log π(y|x) − log π_ref(y|x), any shape."""
+        return self.beta * self._divergence.score(log_ratios, exponent_ceiling=self.exponent_ceiling)
+
+    def optimum(self, reference_log_probs: Tensor, rewards: Tensor) -> Tensor:
+        """log π*(y|x) of the objective, (…, N) float64, from log π_ref and r of all N answers."""
+        if self.divergence == "reverse_kl":
+            return optimal_log_probs(reference_log_probs, rewards, self.beta)
+        return regularised_optimum(reference_log_probs, rewards, self.beta, self._divergence).log_probs
+
+    @property
+    def _divergence(self) -> FDivergence:
+        return get_f_divergence(self.divergence, **self.parameters)
