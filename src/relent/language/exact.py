@@ -252,7 +252,7 @@ def regularised_optimum(
     for _ in range(steps):
         log_ratios = divergence.lower_log_ratio(gain, gaps)
         log_mass = log_sum_exp(reference + log_ratios).unsqueeze(-1)
-        if bool(((log_mass.abs() < 1e-15) | (high - low <= 1e-15 * high)).all()):
+        if bool(((log_mass.abs() < 1e-13) | (high - low <= 1e-15 * high)).all()):
             break
         low, high = torch.where(log_mass < 0, gain, low), torch.where(log_mass > 0, gain, high)
         # dv/du = g′(u)/g′(v), and g′(ρ) = density_weight(−ρ).

@@ -1,7 +1,8 @@
 r"""The penalty β·D_f(π‖π_ref) of a run's objective, and what it makes of policies: an implicit reward, and an optimum.
 
 Of a policy that maximises E_π r − β D_f(π‖π_ref) the reward can be read off, r(x, y) = β f′(π(y|x)/π_ref(y|x)) + V(x):
-for the reverse KL β·log π/π_ref (Rafailov et al., arXiv 2305.18290), for others Wang et al., arXiv 2309.16240, theorem 1.
+for the reverse KL β·log π/π_ref (Rafailov et al., arXiv 2305.18290), for others Wang et al., arXiv 2309.16240, theorem
+1.
 """
 
 from __future__ import annotations
