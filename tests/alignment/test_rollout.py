@@ -137,7 +137,8 @@ def test_two_processes_end_where_one_does(student):
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-9, msg=name)
 
 
-def test_a_variant_that_reads_a_reward_model_is_scored_by_it(ratings_catalogue, base, tmp_path):
+@pytest.mark.parametrize("method", ["reinforce_kl", "superhf"])
+def test_a_variant_that_reads_a_reward_model_is_scored_by_it(ratings_catalogue, base, tmp_path, method):
     def spec(method: str, variant: str):
         return replace(
             ratings_catalogue.stage_spec(Run("ratings", method, variant, "smoke", 0)), output=str(tmp_path / method)
@@ -145,7 +146,7 @@ def test_a_variant_that_reads_a_reward_model_is_scored_by_it(ratings_catalogue, 
 
     reward_model = spec("reward_model", "default")
     run_stage(reward_model)
-    reader = spec("reinforce_kl", "learned")
+    reader = spec(method, "learned")
     module, datamodule, _ = build(replace(reader, inputs=reader.inputs | {"reward_model": reward_model.output}))
     rollout = module.rollout(next(iter(datamodule.train_dataloader())), 2)
     torch.testing.assert_close(rollout.rewards, module.task.learned_reward()(rollout.rows).float())

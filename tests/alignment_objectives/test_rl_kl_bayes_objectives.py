@@ -179,9 +179,9 @@ class TestEstimators:
 
         def sampled(z: Tensor, q: Tensor | None) -> Tensor:
             log_probs = z.log_softmax(-1)
-            losses = forward_kl_loss(
-                log_probs, prior, rewards, target.log_evidence, beta=beta, proposal_log_probs=q, baseline=baseline
-            )
+            proposed = log_probs.detach() if q is None else q
+            weights = forward_kl_weights(prior, rewards, proposed, target.log_evidence, beta=beta)
+            losses = forward_kl_loss(log_probs, weights, proposal_log_probs=q, baseline=baseline)
             return ((log_probs.detach() if q is None else q).exp() * losses).sum()
 
         close(gradient(lambda z: sampled(z, None), logits), exact, 1e-9)

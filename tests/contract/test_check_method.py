@@ -238,6 +238,32 @@ def terms(self, output, batch):
     assert {r.check for r in check_objective(subject, "warm")} >= {"gradient (warm)"}
 
 
+READS = """
+def setup_method(self):
+    self.start = load_file(f"{self.spec.inputs['cross_entropy']}/weights.safetensors")
+
+def terms(self, output, batch):
+    return {"loss": (output.logits - float(next(iter(self.start.values())).sum())).square().mean()}
+"""
+
+
+@pytest.mark.parametrize("variant", ["default", "reading"])
+def test_what_a_variant_reads_of_another_method_is_trained_first(broken, variant):
+    """Once, whether it is the default variant or one that is asked for."""
+    head = HEAD.replace("import torch\n", "import torch\nfrom safetensors.torch import load_file\n")
+    subject = broken(READS, head=head, variants={"default": {}, variant: {"reads": ["cross_entropy"]}})
+    subject = replace(subject, variant=variant)
+    assert {r.outcome for r in check_objective(subject, "student")} <= {"pass", "not applicable"}
+    assert check_resume(subject).outcome == "pass"
+    (run,) = (subject.folder / "read").rglob("config.json")
+    assert "cross_entropy" in run.parts
+
+
+def test_an_unknown_variant(catalogue, tmp_path):
+    with pytest.raises(ConfigError, match=r"method 'toy' has no variant 'defualt' \(did you mean 'default'"):
+        Subject.of(catalogue, "toy", None, "smoke", tmp_path, "defualt")
+
+
 def test_a_wrong_baseline_limit_is_found(broken):
     subject = broken("""
 baseline_limit = ("cross_entropy", {"weight": 0.0})

@@ -21,20 +21,22 @@ STYLES = {"pass": "green", "fail": "bold red", "not applicable": "dim"}
 @click.command("check-method")
 @click.argument("name")
 @click.option("--task", help="Task to check it on [the first that it fits].")
+@click.option("--variant", help="Variant to check [the method's default].")
 @click.option("--scale", default="smoke", show_default=True, help="Scale whose settings and data are used.")
 @catalogue_options
-def check_method_command(name: str, task: str | None, scale: str, catalogue: Catalogue) -> None:
+def check_method_command(name: str, task: str | None, variant: str | None, scale: str, catalogue: Catalogue) -> None:
     """Check that method NAME keeps the contract: manifest, finite loss and gradient, seeds, resume, baseline limit.
 
     Trains it a few steps at a time on one CPU, in a temporary folder, on the prepared data of the task. Each check that
-    fails says what to do; the exit status is then 1.
+    fails says what to do; the exit status is then 1. Where the variant reads the run of another method, such as a
+    reward model, that one is trained first, a few steps too.
     """
     find(catalogue, "method", name)
     from relent.contract.check import check_method
 
     with tempfile.TemporaryDirectory(prefix="relent-check-") as folder:
-        results = check_method(catalogue, name, task, Path(folder), scale)
-    show(name, results)
+        results = check_method(catalogue, name, task, Path(folder), scale, variant)
+    show(f"{name}:{variant}" if variant else name, results)
     sys.exit(any(result.outcome == "fail" for result in results))
 
 

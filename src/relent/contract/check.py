@@ -14,7 +14,12 @@ from relent.manifest.catalogue import Catalogue
 
 
 def check_method(
-    catalogue: Catalogue, name: str, task: str | None, workdir: Path, scale: str = "smoke"
+    catalogue: Catalogue,
+    name: str,
+    task: str | None,
+    workdir: Path,
+    scale: str = "smoke",
+    variant: str | None = None,
 ) -> list[CheckResult]:
     """Check everything that a method must keep, by trainings of a few steps on one CPU.
 
@@ -24,15 +29,16 @@ def check_method(
         task: The task; default: the first that the method fits.
         workdir: Folder for the trainings; what is already trained there is not trained again.
         scale: Whose settings are used; the task's data set of this scale must be prepared.
+        variant: The variant; default: the method's. Runs of other methods that it reads are trained for it.
 
     Returns:
         One result a check, in a fixed order; an error inside a check is its failure.
 
     Raises:
-        ConfigError: No such method, task or scale, or they do not fit.
+        ConfigError: No such method, variant, task or scale, or they do not fit.
         DataError: The data set is missing; says how to prepare it.
     """
-    subject = Subject.of(catalogue, name, task, scale, workdir)
+    subject = Subject.of(catalogue, name, task, scale, workdir, variant)
     results = _run("manifest", lambda: check_manifest(subject))
     results += _run("code fingerprint", lambda: check_fingerprint(subject))
     for stage in subject.method.stages:

@@ -49,14 +49,13 @@ def check_objective(subject: Subject, stage: str) -> list[CheckResult]:
 
 
 def prepared(subject: Subject, place: str, stage: str) -> RunSpec:
-    """Specification of a stage whose inputs (teacher, earlier stages) are there."""
+    """Specification of a stage whose inputs (teacher, earlier stages, runs of other methods) are there."""
     specs = subject.specs(place)
     for name, spec in specs.items():
         if name == stage:
             break
         subject.train(spec)
-    if "teacher" in spec.inputs:
-        subject.teacher(spec.inputs["teacher"].split("/")[-2])
+    subject.prepare_inputs(spec)
     return spec
 
 

@@ -23,6 +23,8 @@ STEPS, TEACHER_STEPS = 7, 20
 CHECKPOINT_EVERY = 3
 DIES_AFTER_BATCH = 5
 VALIDATE_EVERY = 4
+READ = "read"
+"""Place of the runs of other methods that the variant reads."""
 EXECUTION = {"accelerator": "cpu", "devices": 1, "nodes": 1, "strategy": "auto", "precision": "32-true"}
 
 
@@ -35,9 +37,12 @@ class Subject:
     task: Task
     scale: str
     folder: Path
+    variant: str
 
     @classmethod
-    def of(cls, catalogue: Catalogue, name: str, task: str | None, scale: str, folder: Path) -> Subject:
+    def of(
+        cls, catalogue: Catalogue, name: str, task: str | None, scale: str, folder: Path, variant: str | None = None
+    ) -> Subject:
         """Find method, task and data.
 
         Args:
@@ -46,14 +51,18 @@ class Subject:
             task: The task; default: the first whose kind the method fits.
             scale: The scale whose settings are used, cut short.
             folder: Work folder.
+            variant: The variant; default: the method's.
 
         Raises:
-            ConfigError: No such method or task, or they do not fit.
+            ConfigError: No such method, variant or task, or they do not fit.
             DataError: The task's data set is not prepared; says how to do it.
         """
         if name not in catalogue.methods:
             raise ConfigError(f"no method {name!r}{nearest(name, catalogue.methods)}")
         method = catalogue.methods[name]
+        variant = variant or method.default_variant
+        if variant not in method.variants:
+            raise ConfigError(f"method {name!r} has no variant {variant!r}{nearest(variant, method.variants)}")
         fitting = [t.name for t in catalogue.tasks.values() if method.fits(t)]
         if task is not None and task not in catalogue.tasks:
             raise ConfigError(f"no task {task!r}{nearest(task, catalogue.tasks)}")
@@ -66,7 +75,7 @@ class Subject:
         data = Path(catalogue.layout.dataset(task, scale))
         if not (data / RECEIPT).is_file():
             raise DataError(f"{data}: does not exist; run `snakemake data --config scale={scale} tasks={task}`")
-        return cls(catalogue, method, catalogue.tasks[task], scale, folder)
+        return cls(catalogue, method, catalogue.tasks[task], scale, folder, variant)
 
     def specs(
         self, place: str, seed: int = 0, hyperparameters: Mapping[str, Any] = {}, method: str | None = None
@@ -76,13 +85,24 @@ class Subject:
         Args:
             place: Sub-folder for the outputs.
             seed: Seed of the run.
-            hyperparameters: Values over those of the default variant.
-            method: Another method, such as a baseline.
+            hyperparameters: Values over those of the variant.
+            method: Another method, such as a baseline, whose default variant is meant.
         """
-        manifest = self.catalogue.methods[method or self.method.name]
+        manifest = self.catalogue.methods[method] if method else self.method
+        variant = manifest.default_variant if method else self.variant
         catalogue = self._moved(place)
-        run = Run(self.task.name, manifest.name, manifest.default_variant, self.scale, seed)
-        return {stage: shortened(catalogue.stage_spec(run, stage), STEPS, hyperparameters) for stage in manifest.stages}
+        run = Run(self.task.name, manifest.name, variant, self.scale, seed)
+        found = {}
+        for stage in manifest.stages:
+            spec = shortened(catalogue.stage_spec(run, stage), STEPS, hyperparameters)
+            # One run of what is read stands for those of every seed and place.
+            read = {name: self._run_read(name) for name in manifest.variants[variant].reads if name in spec.inputs}
+            found[stage] = replace(spec, inputs={**spec.inputs, **read})
+        return found
+
+    def _run_read(self, name: str) -> str:
+        """Folder of the run of another method that the variant reads."""
+        return list(self.specs(READ, method=name).values())[-1].output
 
     def trained(self, place: str, **changes: Any) -> Path:
         """Train all stages, once a place; returns the folder of the run."""
@@ -91,11 +111,18 @@ class Subject:
         return Path(spec.output)
 
     def train(self, spec: RunSpec) -> None:
-        """Train one stage, unless its folder is whole; its teacher is trained first."""
-        if "teacher" in spec.inputs:
-            self.teacher(Path(spec.inputs["teacher"]).parent.name)
+        """Train one stage, unless its folder is whole; what it reads of others is trained first."""
+        self.prepare_inputs(spec)
         if not (Path(spec.output) / "config.json").is_file():
             run_stage(spec)
+
+    def prepare_inputs(self, spec: RunSpec) -> None:
+        """Train the teacher that a stage reads, and the runs of other methods, for a few steps, once."""
+        if "teacher" in spec.inputs:
+            self.teacher(Path(spec.inputs["teacher"]).parent.name)
+        for name in self.catalogue.methods[spec.method].variants[spec.variant].reads:
+            if name in spec.inputs:
+                self.trained(READ, method=name)
 
     def teacher(self, name: str) -> str:
         """Train a teacher of the task for a few steps, once; returns its folder."""

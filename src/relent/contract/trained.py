@@ -74,8 +74,7 @@ def check_resume(subject: Subject) -> CheckResult:
     for spec in subject.specs("resumed").values():
         if spec.hyperparameters["max_steps"]:
             trained = True
-            if "teacher" in spec.inputs:
-                subject.teacher(Path(spec.inputs["teacher"]).parent.name)
+            subject.prepare_inputs(spec)
             with suppress(Killed):
                 run_stage(spec, callbacks=[Dies(DIES_AFTER_BATCH * spec.hyperparameters["accumulate"])])
         subject.train(spec)
@@ -126,7 +125,7 @@ def check_evaluation(subject: Subject) -> CheckResult:
         inputs["teacher"] = subject.teacher(next(iter(subject.task.teachers)))
     scores = evaluate_run(folder, inputs).scores
     here = [c for c in subject.method.claims if not c.tasks or subject.task.name in c.tasks]
-    here = [c for c in here if c.variant in (None, subject.method.default_variant)]
+    here = [c for c in here if (c.variant or subject.method.default_variant) == subject.variant]
     claimed = {c.metric for c in here if c.metric in subject.task.metrics}
     missing = sorted(({subject.task.primary_metric} | claimed) - set(scores))
     if missing:

@@ -45,7 +45,7 @@ from relent.methods.alignment.importance import (
 )
 from relent.methods.alignment.lexical import base_samples, contains, position_log_probs, word_nearest
 from relent.methods.alignment.policy_gradient import score_function_loss
-from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
+from relent.methods.alignment.rollout import OnPolicyMethod
 from relent.methods.alignment.targets import exponential_target, fit_coefficients, pointwise_target, reward_target
 from relent.methods.config import MethodConfig, hyperparameter
 from relent.models.causal_lm import CausalLM
@@ -235,7 +235,8 @@ class FDPG(OnPolicyMethod):
         completions = self.completions(rollout)
         policy, base = (masked_sum(v, completions.mask, dim=-1) for v in (completions.policy, completions.reference))
         proposal = masked_sum(rollout.sampled, completions.mask, dim=-1) if offline else policy.detach()
-        target = self.log_target(base, rollout.rewards, self._satisfied(rollout.rows.ids, rollout.rows.loss))
+        satisfied = self._satisfied(rollout.rows.ids, rollout.rows.loss)
+        target = self.log_target(base, rollout.rewards, satisfied)
         self.normaliser.update(*(self.gathered(v) for v in (target, proposal, rollout.prompts)))
         log_z = self.normaliser.log_normaliser(rollout.prompts).to(target)
         rewards = pseudo_rewards(policy, target, log_z, get_f_divergence(self.config.divergence))
@@ -244,7 +245,10 @@ class FDPG(OnPolicyMethod):
         if offline:
             self.gained += self.gathered(proposal_advantage(policy, target, proposal, log_z)).mean()
         places = torch.arange(len(losses), device=losses.device) // rollout.samples
-        self._log(rollout, policy, target, proposal, log_z, rewards)
+        found = {"reward": rollout.rewards.mean(), "pseudo_reward": rewards.mean()}
+        if satisfied is not None:
+            found["satisfied"] = satisfied.float().mean()
+        self._log(found, policy, target, proposal, log_z)
         return {"policy_gradient": context_mean(losses, places, log_z)}
 
     def log_target(self, base: Tensor, rewards: Tensor, satisfied: Tensor | None) -> Tensor:
@@ -278,16 +282,10 @@ class FDPG(OnPolicyMethod):
             self.proposal.load_state_dict(self.network.state_dict())
         self.gained.zero_()
 
-    def _log(
-        self, rollout: Rollout, policy: Tensor, target: Tensor, proposal: Tensor, log_z: Tensor, rewards: Tensor
-    ) -> None:
-        """Log estimates of the divergences and what drives the step; samples of a prompt without a Z are left out."""
+    def _log(self, found: dict[str, Tensor], policy: Tensor, target: Tensor, proposal: Tensor, log_z: Tensor) -> None:
+        """Log what was found of a rollout, and estimates of the divergences; prompts without a Z are left out there."""
         known = log_z > -math.inf
-        satisfied = self._satisfied(rollout.rows.ids, rollout.rows.loss)
-        found = {"reward": rollout.rewards.mean(), "unknown_normaliser": 1 - known.float().mean()}
-        if satisfied is not None:
-            found["satisfied"] = satisfied.float().mean()
-        self.log_terms(found | {"pseudo_reward": rewards.mean()}, "rollout")
+        self.log_terms(found | {"unknown_normaliser": 1 - known.float().mean()}, "rollout")
         if known.any():
             parts = (v[known] for v in (policy, target, proposal, log_z))
             self.log_terms(divergence_estimates(*parts)._asdict(), "estimate")

@@ -156,11 +156,8 @@ def forward_kl_weights(
 
 def forward_kl_loss(
     log_probs: Tensor,
-    prior_log_probs: Tensor,
-    rewards: Tensor,
-    log_evidence: Tensor | float,
+    weights: Tensor,
     *,
-    beta: float,
     proposal_log_probs: Tensor | None = None,
     baseline: Tensor | float = 0.0,
 ) -> Tensor:
@@ -168,18 +165,16 @@ def forward_kl_loss(
 
     Args:
         log_probs: (N,), log π of samples x ~ q.
-        prior_log_probs: (N,).
-        rewards: (N,).
-        log_evidence: log Z, exact or a running mean that has seen this batch (`importance.RunningNormaliser`).
-        beta: β > 0.
+        weights: (N,), π*/q of :func:`forward_kl_weights`; log Z there is exact or a running mean that has seen this
+            batch (`importance.RunningNormaliser`).
         proposal_log_probs: (N,), log q; None: q = π. Half of the samples from the prior keep the weights bounded.
         baseline: B; 1 is the mean of the weights.
 
     Source: distribution matching as in GDC, arXiv 2012.11635.
     """
-    policy = log_probs.detach()
-    weights = forward_kl_weights(prior_log_probs, rewards, policy, log_evidence, beta=beta)
-    return score_function_loss(log_probs, weights, baseline=baseline, proposal_log_probs=proposal_log_probs)
+    if proposal_log_probs is not None:
+        baseline = baseline * (log_probs - proposal_log_probs).detach().exp()
+    return score_function_loss(log_probs, weights, baseline=baseline)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
@@ -205,17 +200,10 @@ class RLKLBayes(OnPolicyMethod):
         proposal = log_mixture(prior, log_probs.detach(), from_prior / config.samples)
         rewards = rollout.rewards.double()
         log_evidence = self._log_evidence(rollout.prompts, prior + rewards / config.beta, proposal)
-        self._log(rollout, policy, proposal, log_evidence, len(batch["prompt"]) * (config.samples - from_prior))
+        weights = forward_kl_weights(prior, rewards, proposal, log_evidence, beta=config.beta)
+        self._log(rollout, policy, weights, log_evidence, len(batch["prompt"]) * (config.samples - from_prior))
         if config.objective == "forward_kl":
-            losses = forward_kl_loss(
-                log_probs,
-                prior,
-                rewards,
-                log_evidence,
-                beta=config.beta,
-                proposal_log_probs=proposal,
-                baseline=1.0,
-            )
+            losses = forward_kl_loss(log_probs, weights, proposal_log_probs=proposal, baseline=1.0)
         else:
             beta = config.beta if config.objective == "elbo" else 0.0
             returns = kl_regularised_returns(log_probs, prior, rewards, beta=beta)
@@ -239,19 +227,17 @@ class RLKLBayes(OnPolicyMethod):
         return self.normaliser.log_normaliser(prompts)
 
     def _log(
-        self, rollout: Rollout, policy: Completions, proposal: Tensor, log_evidence: Tensor, from_policy: int
+        self, rollout: Rollout, policy: Completions, weights: Tensor, log_evidence: Tensor, from_policy: int
     ) -> None:
         """The bound from the `from_policy` first completions, the weights π*/q of all.
 
         Where few of the samples count (`effective_sample_share`: a policy that has collapsed), log Z comes out too low.
         """
-        beta, prior = self.config.beta, masked_sum(policy.reference.double(), policy.mask, dim=-1)
-        weights = forward_kl_weights(prior, rollout.rewards.double(), proposal, log_evidence, beta=beta)
         found = {"effective_sample_share": effective_sample_size(weights) / len(weights), "weight": weights.mean()}
         if from_policy:
             own = Completions(*(values[:from_policy] for values in policy))
             self.log_rollout(rollout.rewards[:from_policy], own)
-            elbo = (rollout.rewards[:from_policy] / beta - own.log_ratio().detach()).mean()
+            elbo = (rollout.rewards[:from_policy] / self.config.beta - own.log_ratio().detach()).mean()
             log_z = log_evidence[:from_policy].mean()
             found |= {"elbo": elbo, "log_evidence": log_z, "elbo_gap": log_z - elbo}
         self.log_terms(found, "posterior")

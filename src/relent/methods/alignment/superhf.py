@@ -16,10 +16,10 @@ of the positions that predict a completion token. The paper's λ is 0.35 with `s
 
 The released configuration has as many completions in a superbatch as in a minibatch (two), so that every optimiser step
 has samples of its own, as here; the "single pass" of its ablation samples from the initial model throughout. Ours: the
-exact reward in the place of a reward model, the KL as a mean over completions, and a cross-entropy that is divided by
-the mean number of tokens of the training split's completions instead of the minibatch's, so that micro-batches add up
-(`sft`). Left out: the length penalty and λ_inv of the code, both off there; text is not cut at a delimiter, for a
-completion has none.
+exact reward in the place of a reward model (which the variant `learned` has), the KL as a mean over completions, and a
+cross-entropy that is divided by the mean number of tokens of the training split's completions instead of the
+minibatch's, so that micro-batches add up (`sft`). Left out: the length penalty and λ_inv of the code, both off there;
+text is not cut at a delimiter, for a completion has none.
 """
 
 from __future__ import annotations
