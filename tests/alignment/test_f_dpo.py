@@ -108,6 +108,7 @@ def test_predictions_that_do_not_say_their_regulariser_are_refused(student):
     run_stage(spec)
     root = zarr.open_group(Path(spec.output) / "predictions.zarr", mode="r+")
     assert root.attrs["regulariser"]["divergence"] == "alpha"
+    assert evaluate_run(Path(spec.output)).tables["divergence"] == [{"name": "alpha(0.5)", "to": "reference"}]
     del root.attrs["regulariser"]
     with pytest.raises(DataError, match=r"predictions.zarr: does not say the regulariser.*train the run again"):
         evaluate_run(Path(spec.output))

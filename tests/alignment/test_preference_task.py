@@ -21,6 +21,7 @@ from relent.files import write_json
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import sequence_log_probs
 from relent.language.regulariser import Regulariser
+from relent.manifest.catalogue import Run
 from relent.tasks.preference_alignment.comparison import draw
 from relent.tasks.preference_alignment.data import SIDES, read_base
 from relent.tasks.preference_alignment.evaluation import evaluate, exact_scores, reference_and_rewards, sample_scores
@@ -28,6 +29,8 @@ from relent.tasks.preference_alignment.options import EvaluationOptions, Options
 from relent.tasks.preference_alignment.training import Task, pair_tensors
 from relent.train.stage import build, run_stage
 
+FIRST = {"implicit_reward": "sft"}
+"""Stage of a method whose last one reads others."""
 OPTIONS = EvaluationOptions(beta=0.5)
 
 
@@ -229,3 +232,28 @@ def test_two_processes_that_share_the_weights_end_where_one_does(student):
         found.append(load_file(Path(spec.output) / "weights.safetensors"))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("method", "hyperparameters", "expected"),
+    [
+        ("sft", {}, None),
+        ("dpo", {}, ("reverse_kl", "reference")),
+        ("reinforce_kl", {}, ("reverse_kl", "reference")),
+        ("f_dpo", {"divergence": "forward_kl"}, ("forward_kl", "reference")),
+        ("f_dpg", {"divergence": "total_variation"}, ("total_variation", "target")),
+        ("rl_kl_bayes", {}, ("reverse_kl", "target")),
+        ("rl_kl_bayes", {"objective": "reward"}, None),
+        ("tdpo", {}, ("forward_kl", "tokens")),
+        ("sparsepo", {}, ("forward_kl", "tokens")),
+        ("dpo_kernels", {"divergence": "hellinger"}, ("squared_hellinger", "tokens")),
+        ("superhf", {"direction": "reverse"}, ("reverse_kl", "tokens")),
+        ("superhf", {"kl_weight": 0.0}, None),
+        ("implicit_reward", {"divergence": "pearson_chi2"}, ("neyman_chi2", "demonstrations")),
+        ("implicit_reward", {}, ("reverse_kl", "reference")),
+    ],
+)
+def test_a_method_says_the_divergence_of_its_objective(ratings_catalogue, base, method, hyperparameters, expected):
+    spec = ratings_catalogue.stage_spec(Run("ratings", method, "default", "smoke", 0), FIRST.get(method))
+    module, _, _ = build(replace(spec, hyperparameters=spec.hyperparameters | hyperparameters))
+    assert module.objective_divergence() == expected

@@ -8,6 +8,7 @@ Tables hold unadjusted intervals and Holm-adjusted p-values. No torch, no Lightn
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from relent.compare.results import RunResult, by_label
 from relent.compare.words import answer
 from relent.errors import DataError
 from relent.files import whole, write_json
-from relent.manifest.models import Method, Task
+from relent.manifest.models import Direction, Method, Task
+from relent.manifest.steps import advice_module
 from relent.scores.inference import holm, holm_confidence, paired_difference, seeds_needed
 
 COLUMNS = (
@@ -207,6 +209,7 @@ def compare(
         "facts": _common_facts(runs),
     }
     comparison["notes"] = notes(comparison)
+    comparison["sections"] = _sections(task, runs, comparison)
     comparison["answer"] = answer(comparison)
     write_json(Path(out) / "comparison.json", comparison)
     _write_csv(Path(out) / "comparison.csv", comparison)
@@ -300,18 +303,24 @@ def _rank(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: float) -> list[dict[str, Any]]:
-    """Methods in the order of the primary metric, with those that the seeds do not tell from the best marked `tied`.
+    """Methods in the order of the primary metric; see `ranked`."""
+    return ranked(scores, task.primary_metric, task.metrics[task.primary_metric].direction, confidence)
+
+
+def ranked(
+    scores: Mapping[str, Mapping[str, Sample]], metric: str, direction: Direction | None, confidence: float
+) -> list[dict[str, Any]]:
+    """Methods in the order of a metric, with those that the seeds do not tell from the best marked `tied`.
 
     The best is chosen by the data, so every pair of methods belongs to the Holm family, not only the pairs with the
     best: then the chance to call any of several equal methods worse than the best stays below `1 - confidence`.
     """
-    metric = task.primary_metric
-    sign = 1 if task.metrics[metric].direction == "higher" else -1
-    ranked = {label: by[metric] for label, by in scores.items() if metric in by and by[metric].values}
-    means = {label: mean_interval(sample, confidence) for label, sample in ranked.items()}
-    order = sorted(ranked, key=lambda label: -sign * means[label]["mean"])
+    sign = 1 if direction == "higher" else -1
+    known = {label: by[metric] for label, by in scores.items() if metric in by and by[metric].values}
+    means = {label: mean_interval(sample, confidence) for label, sample in known.items()}
+    order = sorted(known, key=lambda label: -sign * means[label]["mean"])
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
-    found = {key: difference(ranked[key[1]], ranked[key[0]], confidence) for key in pairs}
+    found = {key: difference(known[key[1]], known[key[0]], confidence) for key in pairs}
     tested = {key: d.p for key, d in found.items() if d and d.p is not None}
     p_values = list(tested.values())
     adjusted = dict(zip(tested, holm(p_values) if tested else [], strict=True))
@@ -328,7 +337,7 @@ def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: 
                 "label": label,
                 "rank": 1 + sum(sign * means[other]["mean"] > sign * means[label]["mean"] for other in order),
                 **means[label],
-                "fixed": ranked[label].fixed,
+                "fixed": known[label].fixed,
                 "tied": label == order[0] or not told_apart,
                 "to_best": asdict(to_best) if to_best else None,
                 "p_holm": None if p is None else float(p),
@@ -336,6 +345,12 @@ def ranking(task: Task, scores: Mapping[str, Mapping[str, Sample]], confidence: 
             }
         )
     return entries
+
+
+def _sections(task: Task, runs: Sequence[RunResult], comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the task's kind has to say of its own, if anything."""
+    name = advice_module(task.kind)
+    return importlib.import_module(name).sections(task, runs, comparison) if name else []
 
 
 def _method(label: str, runs: Sequence[RunResult], methods: Mapping[str, Method]) -> dict[str, Any]:

@@ -77,17 +77,18 @@ def answer(comparison: Mapping[str, Any]) -> str:
         return f"no run has {metric['title']}, so nothing can be ranked"
     best, others = entries[0], entries[1:]
     tied = [entry["label"] for entry in others if entry["tied"]]
-    unit = f" {metric['unit']}" if metric["unit"] else ""
-    value = f"{_value(comparison, metric, best)}{unit}, {_seeds(best)}"
+    value = value_in_words(comparison, metric, best)
     return f"{best['label']} has the best {metric['title']} ({value}){_tail(comparison, others, tied)}"
 
 
-def _value(comparison: Mapping[str, Any], metric: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    digits = metric["digits"]
-    if entry["low"] is None:
-        return number(entry["mean"], digits)
-    low, high = number(entry["low"], digits), number(entry["high"], digits)
-    return f"{number(entry['mean'], digits)}, {100 * comparison['confidence']:g} % interval {low} to {high}"
+def value_in_words(comparison: Mapping[str, Any], metric: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Mean of an entry of a ranking, its interval, and the seeds."""
+    digits, interval = metric["digits"], ""
+    if entry["low"] is not None:
+        low, high = number(entry["low"], digits), number(entry["high"], digits)
+        interval = f", {100 * comparison['confidence']:g} % interval {low} to {high}"
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    return f"{number(entry['mean'], digits)}{interval}{unit}, {_seeds(entry)}"
 
 
 def _seeds(entry: Mapping[str, Any]) -> str:

@@ -8,13 +8,22 @@ for the reverse KL β·log π/π_ref (Rafailov et al., arXiv 2305.18290), for ot
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
 from relent.language.exact import optimal_log_probs, regularised_optimum
+
+
+class ObjectiveDivergence(NamedTuple):
+    """The divergence that a method's objective has, by which a comparison says what to choose when."""
+
+    name: str
+    """As in the registry, the other distribution being the target and the policy the approximation."""
+    to: Literal["reference", "tokens", "target", "demonstrations"]
+    """The other: the reference, its next-token distributions, a target of the run's own, or what is imitated."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +61,8 @@ class Regulariser:
     @property
     def _divergence(self) -> FDivergence:
         return get_f_divergence(self.divergence, **self.parameters)
+
+    @property
+    def objective_divergence(self) -> ObjectiveDivergence:
+        """As the comparison is told."""
+        return ObjectiveDivergence(self._divergence.name, "reference")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 from relent.errors import PlanError
@@ -15,12 +16,18 @@ def step_roots(step: str, kind: str = "") -> tuple[str, ...]:
     """Modules that a step starts from: `evaluate`, `compare`, `claims`, `figures`, `page` or `overview`."""
     return {
         "evaluate": (f"relent.tasks.{kind}.evaluation", "relent.evaluate.run"),
-        "compare": ("relent.compare.statistics",),
+        "compare": ("relent.compare.statistics", *([advice] if (advice := advice_module(kind)) else [])),
         "claims": ("relent.compare.claims",),
         "figures": (f"relent.tasks.{kind}.comparison",),
         "page": ("relent.compare.page",),
         "overview": ("relent.compare.overview", "relent.compare.overview_page"),
     }[step]
+
+
+def advice_module(kind: str) -> str | None:
+    """The module of a kind of tasks that adds sections of its own to the comparison page, if it has one."""
+    name = f"relent.tasks.{kind}.advice"
+    return name if kind and importlib.util.find_spec(name) else None
 
 
 FILLED_IN = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relent.language.batches import TokenBatch, concatenate
 from relent.language.log_probs import token_log_probs
-from relent.language.regulariser import Regulariser
+from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.preference import sequence_log_ratio
 from relent.methods.base import Method
 
@@ -53,6 +53,11 @@ class PolicyMethod(Method):
         """What the run's implicit reward and optimum are told by: β·KL(policy ‖ reference), if the method has a β."""
         beta = getattr(self.config, "beta", None)
         return None if beta is None else Regulariser(beta)
+
+    def objective_divergence(self) -> ObjectiveDivergence | None:
+        """The divergence that tells the method from others on the comparison page; by default the regulariser's."""
+        own = self.regulariser()
+        return None if own is None else own.objective_divergence
 
 
 class AlignmentMethod(PolicyMethod):

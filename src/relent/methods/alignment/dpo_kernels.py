@@ -34,6 +34,7 @@ from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.reduction import masked_mean, masked_sum, upcast
 from relent.divergences.transport import wasserstein_ordered
 from relent.language.batches import TokenBatch
+from relent.language.regulariser import ObjectiveDivergence
 from relent.language.sentences import embed, read_word_vectors
 from relent.methods.alignment.alignment_quality import alignment_quality_index
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, sides
@@ -179,6 +180,13 @@ class DPOKernels(ReferencedPairMethod):
     vectors: Tensor
     factor: Tensor | None
     baseline_limit = ("dpo", {"gamma": 0.0, "alpha": 0.0})
+
+    def objective_divergence(self) -> ObjectiveDivergence:
+        # The policy comes first in the method's own names.
+        name = {"kl": "reverse_kl", "hellinger": "squared_hellinger"}.get(
+            self.config.divergence, self.config.divergence
+        )
+        return ObjectiveDivergence(name, "tokens")
 
     def setup_method(self) -> None:
         """Read the word vectors; the mixture of kernels has weights of its own."""

@@ -37,6 +37,7 @@ from relent.divergences.logits import renormalised
 from relent.divergences.reduction import masked_sum, upcast
 from relent.errors import ConfigError
 from relent.files import whole
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.importance import (
     RunningNormaliser,
     WindowBaseline,
@@ -224,6 +225,9 @@ class FDPG(OnPolicyMethod):
         if of == "proposal" and self.proposal is not None:
             return nullcontext(self.proposal)
         return super().sampler(of)
+
+    def objective_divergence(self) -> ObjectiveDivergence:
+        return ObjectiveDivergence(self.config.divergence, "target")
 
     # ------------------------------------------------------------------------------------------ training
 

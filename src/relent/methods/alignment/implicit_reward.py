@@ -50,6 +50,7 @@ from relent.errors import DataError
 from relent.files import whole
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.base import PairMethod
 from relent.methods.alignment.preference import (
     positive,
@@ -335,6 +336,14 @@ class ImplicitReward(PairMethod):
         for split in LEARNT_FROM:
             stored = torch.from_numpy(read_array(group, split, place))
             self.task.base.pairs[split] = replace(self.task.base.pairs[split], reference=stored)
+
+    def objective_divergence(self) -> ObjectiveDivergence | None:
+        """That of the fine-tuning, where it has one."""
+        if self.config.divergence == "sft":
+            return super().objective_divergence()
+        # The policy comes first in the method's own names.
+        swapped = {"forward_kl": "reverse_kl", "pearson_chi2": "neyman_chi2"}
+        return ObjectiveDivergence(swapped.get(self.config.divergence, self.config.divergence), "demonstrations")
 
     def prepare(self, datamodule: Any) -> None:
         """Learn the mean number of tokens of a preferred completion."""

@@ -29,6 +29,7 @@ from relent.divergences.discrete import forward_kl
 from relent.divergences.logits import log_mixture, log_sum_exp
 from relent.divergences.reduction import masked_sum, upcast
 from relent.language.batches import concatenate
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.base import Completions
 from relent.methods.alignment.importance import RunningNormaliser
 from relent.methods.alignment.policy_gradient import leave_one_out_mean, score_function_loss
@@ -190,6 +191,11 @@ class RLKLBayes(OnPolicyMethod):
     def setup_method(self) -> None:
         super().setup_method()
         self.normaliser = RunningNormaliser(len(self.task.texts.prompts))
+
+    def objective_divergence(self) -> ObjectiveDivergence | None:
+        """Of policy and posterior; `reward` has none."""
+        name = {"elbo": "reverse_kl", "forward_kl": "forward_kl"}.get(self.config.objective)
+        return None if name is None else ObjectiveDivergence(name, "target")
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config

@@ -31,6 +31,7 @@ from relent.divergences.reduction import as_mask, masked_mean, masked_sum, upcas
 from relent.language.batches import TokenBatch
 from relent.language.layers import ActivationKind, activation_means, hidden_states
 from relent.language.log_probs import LMOutput
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, pair_rows, sides
 from relent.methods.alignment.masks import TokenMask, activation_mask, mask_sparsity, random_mask, write_masks
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
@@ -157,6 +158,9 @@ class SparsePO(ReferencedPairMethod):
 
     config: Config
     baseline_limit = ("dpo", {"reward_mask": "unit", "kl_mask": "zero", "beta": 0.1})
+
+    def objective_divergence(self) -> ObjectiveDivergence:
+        return ObjectiveDivergence("forward_kl", "tokens")
 
     def setup_method(self) -> None:
         """Add the learned masks; a common one is that of the reward."""

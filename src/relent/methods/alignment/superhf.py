@@ -36,6 +36,7 @@ from relent.divergences.logits import label_cross_entropy
 from relent.divergences.reduction import as_mask, masked_mean, masked_sum, upcast
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import LMOutput, token_log_probs
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.rollout import OnPolicyMethod, Rollout
 from relent.methods.config import MethodConfig, hyperparameter
 
@@ -222,6 +223,10 @@ class SuperHF(OnPolicyMethod):
 
     config: Config
     tokens_per_item = 1.0
+
+    def objective_divergence(self) -> ObjectiveDivergence | None:
+        """Without its weight it is only measured."""
+        return ObjectiveDivergence(f"{self.config.direction}_kl", "tokens") if self.config.kl_weight else None
 
     def prepare(self, datamodule: Any) -> None:
         """Learn the mean number of tokens of a completion."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
 from relent.divergences.reduction import masked_sum, upcast
+from relent.language.regulariser import ObjectiveDivergence
 from relent.methods.alignment.distributions import ReferencedPairMethod, sides
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
 from relent.methods.config import MethodConfig, hyperparameter
@@ -89,6 +90,9 @@ class TDPO(ReferencedPairMethod):
 
     config: Config
     baseline_limit = ("dpo", {"alpha": 0.0})
+
+    def objective_divergence(self) -> ObjectiveDivergence:
+        return ObjectiveDivergence("forward_kl", "tokens")
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, outputs = self.config, self.outputs(batch)

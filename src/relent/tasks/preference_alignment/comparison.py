@@ -13,14 +13,13 @@ import numpy as np
 
 from relent.compare.results import RunResult, by_label
 from relent.figures import COLOURS, plain, styles
+from relent.tasks.preference_alignment.advice import strength
 from relent.tasks.preference_alignment.evaluation import draw_frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STRENGTHS = ("beta", "kl_weight", "n")
-"""Hyperparameters that say how far a policy may go from the reference; a method has one of them, or none."""
 GAINS = (("expected_reward", "expected reward"), ("preference_accuracy", "share of preferences agreed with"))
 """Scores that a policy gains by leaving the reference, the first that there is, and their words."""
 Curve = list[list[RunResult]]
@@ -87,20 +86,14 @@ def curves(runs: list[RunResult]) -> dict[str, list[Curve]]:
     found: dict[str, dict[str, Curve]] = {}
     for members in by_label(runs).values():
         first = members[0]
-        rest = {k: v for k, v in first.config["hyperparameters"].items() if k != _strength(first)[0]}
+        rest = {k: v for k, v in first.config["hyperparameters"].items() if k != strength(first)[0]}
         alike = repr((sorted(rest.items()), sorted(first.config.get("inputs", {}))))
         found.setdefault(first.method, {}).setdefault(alike, []).append(members)
     ordered = {
-        method: [sorted(curve, key=lambda members: _strength(members[0])[1]) for curve in groups.values()]
+        method: [sorted(curve, key=lambda members: strength(members[0])[1]) for curve in groups.values()]
         for method, groups in found.items()
     }
     return {method: sorted(groups, key=len, reverse=True) for method, groups in ordered.items()}
-
-
-def _strength(run: RunResult) -> tuple[str, float]:
-    """Name and value of a run's strength; ("", 0) for a method that has none."""
-    values = run.config["hyperparameters"]
-    return next(((name, float(values[name])) for name in STRENGTHS if values.get(name) is not None), ("", 0.0))
 
 
 def _draw_curve(axes: Axes, curve: Curve, over: str, gained: str, look: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     mask_scores, mask_rows = evaluate_masks(folder, texts, pairs)
     scores |= mask_scores
     tables: dict[str, list[dict[str, Any]]] = {"masks": mask_rows} if mask_rows else {}
+    divergence: Any = root.attrs["divergence"]
+    if divergence is not None:
+        tables["divergence"] = [divergence]
     if pairs.rewards is not None:
         margin = pairs.rewards[:, 0] - pairs.rewards[:, 1]
         settings["reward_preference_accuracy"] = float((margin > 0).double().mean())

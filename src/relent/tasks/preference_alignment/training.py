@@ -254,9 +254,7 @@ class Task(TrainingTask):
             return
         with whole(folder / "predictions.zarr") as temporary:
             root = zarr.create_group(store=temporary)
-            own = module.regulariser() if isinstance(module, PolicyMethod) else None
-            regulariser = None if own is None else own.stored()
-            root.attrs.update(data_checksum=self.texts.checksum, module_mode="eval", regulariser=regulariser)
+            root.attrs.update(data_checksum=self.texts.checksum, module_mode="eval", **_objective(module))
             law = module.completion_law() if isinstance(module, PolicyMethod) else self.network_law(module.network)
             pairs = self._base().pairs["test"]
             for side, name in enumerate(SIDES):
@@ -309,3 +307,14 @@ class Task(TrainingTask):
         if self.base is not None:
             facts["training_pairs"] = len(self.base.pairs["train"])
         return facts
+
+
+def _objective(module: Method) -> dict[str, Any]:
+    """What the evaluation is told of a method's objective: `regulariser` and `divergence`, or None."""
+    if not isinstance(module, PolicyMethod):
+        return {"regulariser": None, "divergence": None}
+    regulariser, divergence = module.regulariser(), module.objective_divergence()
+    return {
+        "regulariser": regulariser and regulariser.stored(),
+        "divergence": divergence and divergence._asdict(),
+    }
