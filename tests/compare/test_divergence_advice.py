@@ -104,8 +104,8 @@ def test_ties_are_said_as_ties_with_the_seeds_that_would_decide(section):
     reward = said(section(close), "highest reward less KL")
     assert (reward["best"], reward["tied"]) == ("dpo", ["f_dpo:forward_kl"])
     assert "has the best mean, but the seeds do not tell it from forward KL to the reference (" in reward["sentence"]
-    assert "f_dpo:forward_kl; about" in reward["sentence"]
-    assert reward["sentence"].endswith("seeds would decide); told apart from Jensen–Shannon to the target")
+    assert "(f_dpo:forward_kl; about" in reward["sentence"]
+    assert reward["sentence"].endswith(" seeds); told apart from Jensen–Shannon to the target")
 
 
 def test_a_divergence_is_as_good_as_its_best_run(section):
@@ -136,6 +136,15 @@ def test_one_seed_decides_nothing(section):
         assert said(found, goal)["sentence"].endswith(
             "none is named: no run is told to be better than sft in Reward less KL"
         )
+
+
+def test_where_no_run_is_better_the_fewest_seeds_that_would_tell_are_said(section):
+    """Of those with a better mean."""
+    found = section(CLEAR, spread=40.0)
+    for goal in ("diverse", "drift"):
+        assert said(found, goal)["best"] is None
+        assert "in Reward less KL; about " in said(found, goal)["sentence"]
+        assert said(found, goal)["sentence"].endswith(" seeds would decide dpo")
 
 
 def test_noise_that_hides_everything_leaves_nobody_told_apart(section):

@@ -226,7 +226,10 @@ class FDPG(OnPolicyMethod):
             return nullcontext(self.proposal)
         return super().sampler(of)
 
-    def objective_divergence(self) -> ObjectiveDivergence:
+    def objective_divergence(self) -> ObjectiveDivergence | None:
+        """That to the target; the reverse KL to the target `reward` is RL with a KL penalty."""
+        if self.config.divergence == "reverse_kl" and self.config.target == "reward":
+            return super().objective_divergence()
         return ObjectiveDivergence(self.config.divergence, "target")
 
     # ------------------------------------------------------------------------------------------ training

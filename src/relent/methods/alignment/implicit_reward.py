@@ -102,12 +102,18 @@ class Config(MethodConfig):
         "policy",
         "What is a reward: β·log-ratios of tokens, logits as Q-values, or β·log-ratios of answers with V free.",
         source="ours; paper, abstract: logits as Q-values",
+        omit_default=True,
     )
     shared_value: bool = hyperparameter(
-        False, "Of `bandit`: one V for all prompts, in place of one for each.", source="ours"
+        False, "Of `bandit`: one V for all prompts, in place of one for each.", source="ours", omit_default=True
     )
     value_rate: float = hyperparameter(
-        10.0, "Of `bandit`: learning rate of V over that of the policy.", source="ours", gt=0, le=1e6
+        10.0,
+        "Of `bandit`: learning rate of V over that of the policy.",
+        source="ours",
+        omit_default=True,
+        gt=0,
+        le=1e6,
     )
     beta: float = hyperparameter(0.1, "β of DPO, in the unit of the reward.", source="ours: that of DPO", gt=0, le=1000)
 

@@ -193,9 +193,10 @@ class RLKLBayes(OnPolicyMethod):
         self.normaliser = RunningNormaliser(len(self.task.texts.prompts))
 
     def objective_divergence(self) -> ObjectiveDivergence | None:
-        """Of policy and posterior; `reward` has none."""
-        name = {"elbo": "reverse_kl", "forward_kl": "forward_kl"}.get(self.config.objective)
-        return None if name is None else ObjectiveDivergence(name, "target")
+        """The reverse KL to the posterior is that to the prior, in the reward's objective; `reward` alone has none."""
+        if self.config.objective == "forward_kl":
+            return ObjectiveDivergence("forward_kl", "target")
+        return super().objective_divergence() if self.config.objective == "elbo" else None
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config

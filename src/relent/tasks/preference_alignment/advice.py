@@ -38,7 +38,7 @@ NAMES = {
 }
 OTHERS = {
     "reference": "to the reference",
-    "tokens": "of next tokens to the reference's",
+    "tokens": "to the reference's next tokens",
     "target": "to the target",
     "demonstrations": "to the demonstrations",
 }
@@ -47,7 +47,8 @@ NOTES = (
     "reverse KL is KL(policy ‖ other), forward KL is KL(other ‖ policy). Methods differ in more than that: in whether "
     "they see rewards or preferences, and in how strongly they hold the policy. Runs of one method at one strength "
     "speak of the divergence alone.",
-    "The best run is chosen by the data, so the tests of a sentence are Holm-corrected over all pairs of its runs.",
+    "The best run is chosen by the data, so the tests of a sentence are Holm-corrected over all pairs of its runs. In "
+    "brackets after what is not told apart: its best run, and the seeds that would decide.",
 )
 Scores = Mapping[str, Mapping[str, Sample]]
 
@@ -134,10 +135,24 @@ def _overall(comparison: Mapping[str, Any], scores: Scores, divergences: Mapping
         statement = _statement(comparison, goal, f"For {goal.words}{among}", labels, scores, divergences)
         if statement is None and goal.among_better and any(goal.metric in by for by in scores.values()):
             sentence = f"For {goal.words} none is named: no run is told to be better than {baseline} in {title}"
+            sentence += _nearest(comparison, scores)
             statement = {"goal": goal.words, "sentence": sentence, "best": None, "divergence": None, "tied": []}
         if statement:
             found.append(statement)
     return found
+
+
+def _nearest(comparison: Mapping[str, Any], scores: Scores) -> str:
+    """Which run the fewest seeds would tell to be better than the baseline; empty if there is none."""
+    metric = _metric(comparison, comparison["primary_metric"])
+    sign = 1 if metric["direction"] == "higher" else -1
+    rows = [
+        row
+        for row in comparison["table"]
+        if row["metric"] == metric["name"] and row["label"] in scores and row["seeds_needed"] is not None
+    ]
+    rows = sorted((r for r in rows if sign * r["difference"]["mean"] > 0), key=lambda row: row["seeds_needed"])
+    return f"; {seeds_in_words(rows[0]['seeds_needed'])} would decide {rows[0]['label']}" if rows else ""
 
 
 def _within(
@@ -206,7 +221,7 @@ def _tail(
         count = "the only other divergence" if len(known) == 1 else f"all {len(known)} other divergences"
         return f", told apart from {count}"
     said = [
-        f"{name} ({ties[name]['label']}; {seeds_in_words(ties[name]['seeds_needed'])} would decide)"
+        f"{name} ({ties[name]['label']}; {seeds_in_words(ties[name]['seeds_needed'])})"
         for name in known
         if name in ties
     ]
