@@ -252,6 +252,7 @@ def test_two_processes_that_share_the_weights_end_where_one_does(student):
         ("superhf", {"direction": "reverse"}, ("reverse_kl", "tokens")),
         ("superhf", {"kl_weight": 0.0}, None),
         ("implicit_reward", {"divergence": "pearson_chi2"}, ("neyman_chi2", "demonstrations")),
+        ("implicit_reward", {"divergence": "reverse_kl"}, ("reverse_kl", "demonstrations")),
         ("implicit_reward", {}, ("reverse_kl", "reference")),
     ],
 )

@@ -77,15 +77,15 @@ class TestConjugates:
             hellinger = -(-x * positive - (positive.sqrt() - 1) ** 2).max()
             assert conjugate_reward(tensor(x), "squared_hellinger").item() == pytest.approx(hellinger.item(), abs=1e-6)
             kl = -(-x * positive - torch.special.xlogy(positive, positive)).max()
-            assert conjugate_reward(tensor(x), "forward_kl").item() == pytest.approx(kl.item(), abs=1e-6)
+            assert conjugate_reward(tensor(x), "reverse_kl").item() == pytest.approx(kl.item(), abs=1e-6)
 
     def test_closed_forms_concave_and_smooth_at_the_edge(self):
         x = torch.linspace(-3, 5, 161, dtype=torch.float64)
         close(conjugate_reward(x, "pearson_chi2"), x - x**2 / 4)
         inside = x > -0.9
         close(conjugate_reward(x, "squared_hellinger")[inside], (x / (1 + x))[inside])
-        close(conjugate_reward(x, "forward_kl"), -(-x - 1).exp())
-        for name in [*FORMS, "forward_kl"]:
+        close(conjugate_reward(x, "reverse_kl"), -(-x - 1).exp())
+        for name in [*FORMS, "reverse_kl"]:
             values = conjugate_reward(x, name)
             assert values.isfinite().all()
             assert (values.diff().diff() <= 1e-9).all()
@@ -107,7 +107,7 @@ class TestConjugates:
         zero = torch.zeros(4, dtype=torch.float64)
         for name in FORMS:
             close(update_weight(zero, name), zero + 1)
-        assert update_weight(zero, "forward_kl")[0].item() == pytest.approx(math.exp(-1))
+        assert update_weight(zero, "reverse_kl")[0].item() == pytest.approx(math.exp(-1))
         for beta in (0.5, 1.0, 2.0):
             rho = 2 / beta
             found = update_weight(beta * tensor(rho - 0.1, rho, rho + 0.1), "pearson_chi2")
@@ -266,6 +266,12 @@ class TestExactForm:
         )
         assert found.item() == pytest.approx(expected, abs=5e-6)
 
+    def test_of_the_kl_the_optimum_is_the_geometric_mean(self):
+        """min KL(π‖μ) + β KL(π‖π_ref): π ∝ μ^{1/(1+β)} π_ref^{β/(1+β)}; the policy comes first in both."""
+        for beta in (0.5, 1.0):
+            expected = ((MU.log() + beta * REFERENCE.log()) / (1 + beta)).softmax(-1)
+            close(self.solve("reverse_kl", beta)[0].exp(), expected, 1e-5)
+
     @few
     @given(seeds, st.floats(0.2, 2))
     def test_variance_form_of_chi2(self, seed: int, beta: float):
@@ -278,13 +284,13 @@ class TestExactForm:
         for shift in (-0.1, 0.1):
             assert exact_objective(policy, reference, mu, v + shift, divergence="pearson_chi2", beta=beta) < found
 
-    @pytest.mark.parametrize("name", [*FORMS, "forward_kl"])
+    @pytest.mark.parametrize("name", [*FORMS, "reverse_kl"])
     @few
     @given(seed=seeds, beta=st.floats(0.2, 2))
     def test_with_a_value_of_its_own_a_demonstration_has_the_step_of_sft(self, name: str, seed: int, beta: float):
         """The best V brings φ′ to 1, wherever the policy is."""
         ratios = 0.3 * draw(6, seed=seed)
-        resting = -1.0 if name == "forward_kl" else 0.0
+        resting = -1.0 if name == "reverse_kl" else 0.0
         best = resting - beta * ratios
         found = gradient(lambda r: bandit_form_loss(r, best, divergence=name, beta=beta).sum(), ratios)
         close(found, torch.full_like(ratios, -beta))

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from relent.models.causal_lm import CausalLM
     from relent.tasks.preference_alignment.training import Task
 
-Divergence = Literal["sft", "pearson_chi2", "squared_hellinger", "forward_kl"]
+Divergence = Literal["sft", "pearson_chi2", "squared_hellinger", "reverse_kl"]
 
 HELLINGER_EDGE = -0.9
 """φ of the squared Hellinger divergence exists for x > −1; below this it goes on along its tangent."""
@@ -75,7 +75,7 @@ HELLINGER_EDGE = -0.9
 LEARNING_RATE_FACTOR = 0.25
 """What the paper multiplies the learning rate of SFT by: 2e-5 to 5e-6."""
 
-FIRST_VALUE = {"forward_kl": -1.0}
+FIRST_VALUE = {"reverse_kl": -1.0}
 """V of form C at the start, where φ′(V) = 1 and the step is SFT's; 0 for all others."""
 
 LEARNT_FROM = ("train", "validation")
@@ -85,7 +85,7 @@ LEARNT_FROM = ("train", "validation")
 class Config(MethodConfig):
     """Hyperparameters of fine-tuning and of DPO after it."""
 
-    divergence: Literal["sft", "pearson_chi2", "squared_hellinger", "forward_kl"] = hyperparameter(
+    divergence: Literal["sft", "pearson_chi2", "squared_hellinger", "reverse_kl"] = hyperparameter(
         "sft", "D_f of the fine-tuning; `sft`: cross-entropy, in which the reference cancels.", source="paper, abstract"
     )
     sft_beta: float = hyperparameter(
@@ -133,19 +133,20 @@ def _conjugate(name: Divergence) -> FDivergence:
         return get_f_divergence("pearson_chi2_on_reals")
     if name == "squared_hellinger":
         return get_f_divergence("squared_hellinger").scaled(2.0, "squared_hellinger_unhalved")
-    if name == "forward_kl":
+    if name == "reverse_kl":
+        # KL(π‖μ): the registry's forward KL with the policy in the first place, as in all of this method.
         return get_f_divergence("forward_kl")
-    raise ValueError(f"divergence={name!r} is unknown; use 'sft', 'pearson_chi2', 'squared_hellinger' or 'forward_kl'")
+    raise ValueError(f"divergence={name!r} is unknown; use 'sft', 'pearson_chi2', 'squared_hellinger' or 'reverse_kl'")
 
 
 def conjugate_reward(values: Tensor, divergence: Divergence) -> Tensor:
-    r"""φ(x) = −f*(−x), concave, with φ(0) = 0 and φ′(0) = 1 but for `forward_kl`.
+    r"""φ(x) = −f*(−x), concave, with φ(0) = 0 and φ′(0) = 1 but for `reverse_kl`.
 
     =====================  ===============  ==================================================
     `sft`                  x                plain SFT
     `pearson_chi2`         x − x²/4         falls beyond x = 2
     `squared_hellinger`    x/(1 + x)        x > −0.9; below on the tangent, so that it is finite
-    `forward_kl`           −exp(−x − 1)     φ′(0) = 1/e
+    `reverse_kl`           −exp(−x − 1)     KL(π‖μ); φ′(0) = 1/e
     =====================  ===============  ==================================================
 
     Args:
@@ -347,9 +348,9 @@ class ImplicitReward(PairMethod):
         """That of the fine-tuning, where it has one."""
         if self.config.divergence == "sft":
             return super().objective_divergence()
-        # The policy comes first in the method's own names.
-        swapped = {"forward_kl": "reverse_kl", "pearson_chi2": "neyman_chi2"}
-        return ObjectiveDivergence(swapped.get(self.config.divergence, self.config.divergence), "demonstrations")
+        # In the paper's χ² the policy comes first, in the registry's the target.
+        name = "neyman_chi2" if self.config.divergence == "pearson_chi2" else self.config.divergence
+        return ObjectiveDivergence(name, "demonstrations")
 
     def prepare(self, datamodule: Any) -> None:
         """Learn the mean number of tokens of a preferred completion."""
