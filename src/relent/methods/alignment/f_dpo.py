@@ -14,7 +14,8 @@ f′ is applied **after** the sum over tokens. Names are those of the registry w
 KL(π‖π_ref), which is DPO; `forward_kl` is KL(π_ref‖π); the paper's JS, KL(π‖m) + KL(π_ref‖m), is
 `jensen_shannon_unhalved`; `alpha` has the paper's α (0 the reverse, 1 the forward KL), and TRL's
 `f_alpha_divergence_coef` is 1 − α. At one β the divergences do not bind equally (f″(1) is 1 for both KLs and α, ½ for
-JS): compare frontiers over β.
+JS): compare frontiers over β. A run is judged by its own reward β f′ and its own optimum (`regulariser`), for which
+`relent.language.exact.regularised_optimum` solves.
 
 [paper] objective, condition, divergences; [code] the form of TRL 1.16, there being no code of the authors; ours: the
 ceiling of the exponent, the default divergence (α = 0.5, the middle of the paper's set), networks and recipe.
