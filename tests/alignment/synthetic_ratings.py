@@ -6,6 +6,7 @@ import io
 import itertools
 import shutil
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,20 @@ def prepare(folder: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
+def copy_methods(folder: Path, tasks: Iterable[str] = ()) -> None:
+    """Copy the manifests of all methods of alignment, without the claims about tasks other than those."""
+    shutil.copytree(ROOT / "config" / "methods" / "alignment", folder / "methods" / "alignment")
+    for path in (folder / "methods").rglob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        claims = values.get("claims", [])
+        # Claims about all tasks are about those with the exact reward.
+        here = [c for c in claims if (set(c.get("tasks", [])) & set(tasks) if tasks else "tasks" not in c)]
+        path.write_text(yaml.safe_dump(values | {"claims": here}, sort_keys=False, allow_unicode=True))
+
+
 def write_manifests(folder: Path) -> Path:
     """A `config` folder with the methods of alignment and one task, at the scale `smoke`."""
-    shutil.copytree(ROOT / "config" / "methods" / "alignment", folder / "methods" / "alignment")
+    copy_methods(folder)
     task = yaml.safe_load((ROOT / "config" / "tasks" / "sentiment_exact.yaml").read_text())
     smoke = task["scales"]["smoke"]
     smoke["data"] = OPTIONS

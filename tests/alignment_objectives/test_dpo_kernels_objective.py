@@ -15,7 +15,6 @@ from scipy.stats import entropy, wasserstein_distance
 from sklearn.metrics import davies_bouldin_score
 from torch import Tensor
 
-from relent.methods.alignment.alignment_quality import alignment_quality_index, davies_bouldin, dunn_index
 from relent.methods.alignment.dpo import dpo_loss
 from relent.methods.alignment.dpo_kernels import diffusion_margin, dpo_kernels_loss, policy_divergence
 from relent.methods.alignment.sentence_kernels import (
@@ -25,6 +24,7 @@ from relent.methods.alignment.sentence_kernels import (
     log_kernel,
     precision_factor,
 )
+from relent.scores.alignment_quality import alignment_quality_index, davies_bouldin, dunn_index
 
 PROMPT, GOOD, BAD = (tensor(*v).unsqueeze(0) for v in ((1.0, 0.0), (0.8, 0.6), (0.0, 1.0)))
 ONE = torch.ones(1, 1, dtype=torch.bool)

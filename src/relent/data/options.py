@@ -165,6 +165,59 @@ class PairFileOptions(BaseModel):
         return [file for file in found if file.is_file() and file.suffix in (".jsonl", ".parquet")]
 
 
+class ImagePairOptions(BaseModel):
+    """Captioned digits as rows of tokens, and pairs of which one image bears a planted mark or shows another digit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: Literal[7, 14, 28] = Field(description="Pixels a side of an image; digits of 28 are pooled.")
+    patch: int = Field(
+        4, ge=1, le=14, description="Pixels a side of the squares that are a token each; 1: tokens are grey levels."
+    )
+    codes: int = Field(64, ge=3, le=4096, description="Different squares (or grey levels), the nearest is taken.")
+    mark: int = Field(8, ge=1, le=14, description="Pixels a side of the mark in the upper left corner.")
+    marked: float = Field(0.4, ge=0, le=1, description="Share of the base model's images that bear the mark.")
+    wrong_digit: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the pairs whose other image shows another digit; in the rest it bears the mark.",
+    )
+    per_class: int = Field(0, ge=0, description="Images of each digit; 0: all 500.")
+    pairs: int = Field(4000, ge=2, description="Training pairs.")
+    held_out_pairs: int = Field(500, ge=2, description="Pairs of validation and test images each.")
+    validation: float = Field(0.1, gt=0, lt=1, description="Share of the images that is for validation.")
+    test: float = Field(0.1, gt=0, lt=1, description="Share of the images on whose pairs runs are scored.")
+    judge_steps: int = Field(400, ge=1, description="Training steps of the joint encoder, and of the classifier.")
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a caption, the begin of text among them."""
+        return 3
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image."""
+        return (self.side // self.patch) ** 2
+
+    @property
+    def row(self) -> int:
+        """Tokens of a captioned image, which the base model is trained on."""
+        return self.prompt_length + self.length
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ImagePairOptions:
+        if self.side % self.patch:
+            raise ValueError(f"side {self.side} is no multiple of patch {self.patch}; choose a patch that divides it")
+        if self.mark % self.patch or 2 * self.mark > self.side:
+            raise ValueError(
+                f"mark {self.mark} must be a multiple of patch {self.patch} and at most half of side {self.side}"
+            )
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test must sum to less than 1: the rest is trained on")
+        return self
+
+
 OPTIONS: dict[str, type[DataOptions]] = {
     "relent.data.isentropic": IsentropicOptions,
     "relent.data.weather_twin": TwinOptions,

@@ -273,7 +273,7 @@ def prepare(sources: dict[str, Path], out: Path, options: dict[str, Any], seed: 
     absent = [name for number, name in enumerate(SPLITS) if not (split == number).any()]
     if absent:
         raise DataError(f"{path}: {len(prompts)} prompts leave none for {absent[0]}; raise data.{absent[0]}")
-    _write(out, prompts, of_pair, split, pairs)
+    write_pair_arrays(out, prompts, of_pair, split, pairs)
     tokenise.tokenizer.save_pretrained(out / "tokenizer")
     zarr.open_group(out / "dataset.zarr").attrs.update(
         splits=list(SPLITS),
@@ -322,27 +322,36 @@ def _numbered(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], 
     return list(numbers), of_pair
 
 
-def _write(
+def write_pair_arrays(
     out: Path,
     prompts: Sequence[Sequence[int]],
     of_pair: NDArray[np.int64],
     split: NDArray[np.int8],
-    pairs: Sequence[tuple[list[int], list[int], list[int]]],
+    pairs: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]],
 ) -> None:
+    """Begin `dataset.zarr`: prompts with their splits, and pairs.
+
+    Args:
+        out: Folder of the data set.
+        prompts: P token lists.
+        of_pair: (N,) number of each pair's prompt.
+        split: (P,) index into `SPLITS`.
+        pairs: N prompts, preferred and other completions; the prompts are not written again.
+    """
     arrays: dict[str, NDArray[Any]] = {
-        **_ragged("prompts", prompts),
+        **ragged("prompts", prompts),
         "prompts/counts": np.bincount(of_pair, minlength=len(prompts)),
         "prompts/split": split,
         "pairs/prompt": of_pair,
-        **_ragged("pairs/chosen", [chosen for _, chosen, _ in pairs]),
-        **_ragged("pairs/rejected", [rejected for _, _, rejected in pairs]),
+        **ragged("pairs/chosen", [chosen for _, chosen, _ in pairs]),
+        **ragged("pairs/rejected", [rejected for _, _, rejected in pairs]),
     }
     group = zarr.create_group(store=out / "dataset.zarr")
     for name, values in arrays.items():
         group.create_array(name, data=values, chunks=(min(len(values), 2**20),))
 
 
-def _ragged(name: str, rows: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int32]]:
-    """Rows of different lengths, one after the other."""
+def ragged(name: str, rows: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int32]]:
+    """Arrays `NAME/tokens` and `NAME/lengths`: rows of different lengths, one after the other."""
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
     return {f"{name}/tokens": np.concatenate([np.asarray(row, np.int32) for row in rows]), f"{name}/lengths": lengths}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relent.divergences.fused.engine import OutputHead
 from relent.divergences.fused.losses import fused_token_log_probs
-from relent.divergences.reduction import masked_sum
+from relent.divergences.reduction import masked_mean, masked_sum, upcast
 from relent.language.batches import TokenBatch
 
 __all__ = ["LMOutput", "next_token_head", "sequence_log_probs", "token_log_probs"]
@@ -33,6 +33,11 @@ class LMOutput(NamedTuple):
     def head(self) -> OutputHead:
         """Hidden states and output layer, as the fused losses take them."""
         return OutputHead(self.hidden, self.layer.weight, self.layer.bias)
+
+    def mean_state(self, mask: Tensor) -> Tensor:
+        """Mean hidden state over the tokens of a mask (B, L), at least float32: (B, H)."""
+        hidden = upcast(self.hidden)
+        return masked_mean(hidden, mask.unsqueeze(-1).expand_as(hidden), dim=1)
 
 
 def next_token_head(output: LMOutput, batch: TokenBatch) -> tuple[Tensor, OutputHead, Tensor]:

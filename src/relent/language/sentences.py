@@ -17,9 +17,11 @@ from torch import Tensor
 from relent.data.word_vectors import VECTORS
 from relent.divergences.reduction import as_mask
 from relent.errors import DataError
+from relent.language.batches import TokenBatch
+from relent.language.embedders import Embedder
 from relent.tasks.stored import read_array
 
-__all__ = ["embed", "read_word_vectors"]
+__all__ = ["SentenceEmbedder", "embed", "read_word_vectors"]
 
 
 def read_word_vectors(folder: Path | str) -> Tensor:
@@ -51,3 +53,23 @@ def embed(ids: Tensor, mask: Tensor, vectors: Tensor) -> Tensor:
     """
     chosen = torch.where(as_mask(mask, ids.shape).unsqueeze(-1), vectors[ids], 0.0)
     return torch.nn.functional.normalize(chosen.sum(1), dim=-1)
+
+
+class SentenceEmbedder(Embedder):
+    """Embeds sentences by the look-up.
+
+    Args:
+        vectors: (V, D), of `read_word_vectors`.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, vectors: Tensor):
+        super().__init__()
+        self.register_buffer("vectors", vectors)
+
+    def prompts(self, rows: TokenBatch) -> Tensor:
+        return embed(rows.ids, rows.attention, self.vectors)
+
+    def completions(self, rows: TokenBatch) -> Tensor:
+        return embed(rows.ids, rows.loss, self.vectors)

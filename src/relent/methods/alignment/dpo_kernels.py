@@ -13,13 +13,15 @@ rejected prefixes, and `outside`, −log σ(P + γE) + α (D⁺ + D⁻)/2 (ours)
 With a frozen encoder E is a constant of the pair: a margin that gives pairs with E < 0 more weight, no gradient of its
 own.
 
-The released code of DETONATE treats raw residuals as distributions and computes its divergences outside the graph; here
-they are taken between the next-token (or class) distributions, in log space. P of diffusion models:
-:func:`diffusion_margin`.
+Sentences and images are one to the method. The data set gives the embedder (`relent.language.embedders`), and a policy
+of images draws them token by token (`relent.language.image_tokens`), so that D is between distributions. The released
+code of DETONATE aligns diffusion models, treats their raw residuals as distributions and computes its divergences
+outside the graph; P of diffusion models is :func:`diffusion_margin`, which no training uses.
 
 [paper] margin of embeddings, kernels, divergences; [code] (DETONATE, `abhilekhborah/Detonate`) the form of the loss, γ,
-α, σ, c, p; ours: `outside`, the reference in P, unit length of embeddings, the sentence encoder (the paper's is Jina's,
-here it is one that a registry package holds, `relent.language.sentences`), networks and recipe.
+α, σ, c, p; ours: `outside`, the reference in P, unit length of embeddings, the encoders (the papers' is Jina's; here
+one of sentences that a registry package holds, `relent.language.sentences`, and one of captions and images that is
+trained with the data, `relent.models.image_judges`), networks and recipe.
 """
 
 from __future__ import annotations
@@ -35,12 +37,11 @@ from relent.divergences.reduction import masked_mean, masked_sum, upcast
 from relent.divergences.transport import wasserstein_ordered
 from relent.language.batches import TokenBatch
 from relent.language.regulariser import ObjectiveDivergence
-from relent.language.sentences import embed, read_word_vectors
-from relent.methods.alignment.alignment_quality import alignment_quality_index
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, sides
 from relent.methods.alignment.preference import preference_loss, reward_diagnostics
 from relent.methods.alignment.sentence_kernels import KernelMixture, invalid_share, log_kernel, precision_factor
 from relent.methods.config import MethodConfig, hyperparameter
+from relent.scores.alignment_quality import alignment_quality_index
 
 PolicyDivergence = Literal["kl", "jensen_shannon", "hellinger", "renyi", "bhattacharyya", "wasserstein"]
 
@@ -177,7 +178,6 @@ class DPOKernels(ReferencedPairMethod):
     """Trains the policy on preferences in probabilities and in embeddings; with γ = α = 0 it is DPO."""
 
     config: Config
-    vectors: Tensor
     factor: Tensor | None
     baseline_limit = ("dpo", {"gamma": 0.0, "alpha": 0.0})
 
@@ -189,11 +189,11 @@ class DPOKernels(ReferencedPairMethod):
         return ObjectiveDivergence(name, "tokens")
 
     def setup_method(self) -> None:
-        """Read the word vectors; the mixture of kernels has weights of its own."""
+        """Read the embedder; the mixture of kernels has weights of its own."""
         super().setup_method()
         self.mixture = KernelMixture() if self.config.kernel == "mixture" else None
-        vectors = read_word_vectors(self.spec.inputs["data"]) if self.config.gamma else torch.zeros(0, 1)
-        self.register_buffer("vectors", vectors, persistent=False)
+        # In a tuple, as the reference is: it is frozen.
+        self._embedder = (self.task.embedder() if self.config.gamma else None,)
         self.register_buffer("factor", None, persistent=False)
 
     def prepare(self, datamodule: Any) -> None:
@@ -208,12 +208,14 @@ class DPOKernels(ReferencedPairMethod):
             self.mixture.factor = factor
 
     def embeddings(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """e of prompts, preferred completions and others, (B, D) each."""
-        prompts, chosen, rejected = (
-            embed(batch[f"{name}_ids"], batch[f"{name}_{mask}"], self.vectors)
-            for name, mask in (("prompt", "attention"), ("chosen", "loss"), ("rejected", "loss"))
-        )
-        return prompts, chosen, rejected
+        """e of prompts, preferred completions and others, (B, D) each; constants."""
+        (embedder,) = self._embedder
+        assert embedder is not None
+        embedder.to(batch["chosen_ids"].device)
+        prompts, *sides = (TokenBatch.from_tensors(batch, f"{name}_") for name in ("prompt", "chosen", "rejected"))
+        with torch.no_grad():
+            chosen, rejected = map(embedder.completions, sides)
+            return embedder.prompts(prompts), chosen, rejected
 
     def contrast(self, batch: dict[str, Tensor]) -> Tensor:
         """E of each pair, (B,)."""
@@ -275,9 +277,7 @@ class DPOKernels(ReferencedPairMethod):
         states, labels = [], []
         for label, name in enumerate(("chosen", "rejected")):
             rows = TokenBatch.from_tensors(batch, f"{name}_")
-            hidden = upcast(self.network(rows).hidden)
-            mask = rows.loss.unsqueeze(-1).expand_as(hidden)
-            states.append(masked_mean(hidden, mask, dim=1))
-            labels.append(torch.full((len(rows),), label, device=hidden.device))
+            states.append(self.network(rows).mean_state(rows.loss))
+            labels.append(torch.full((len(rows),), label, device=states[-1].device))
         quality = alignment_quality_index(torch.cat(states), torch.cat(labels))
         self.log("validation/alignment_quality_index", quality, batch_size=len(batch["chosen_ids"]))

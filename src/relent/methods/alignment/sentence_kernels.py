@@ -70,7 +70,8 @@ def log_kernel(
     if kernel == "rbf":
         return log_rbf_kernel(u, v, sigma)[:, 0, 0]
     if kernel == "mahalanobis":
-        return log_rbf_kernel(u if factor is None else u @ factor, v if factor is None else v @ factor, 1.0)[:, 0, 0]
+        scaled = (u, v) if factor is None else (u @ factor.to(u), v @ factor.to(v))
+        return log_rbf_kernel(*scaled, 1.0)[:, 0, 0]
     if kernel == "spectral":
         if len(amplitudes) != len(rates) or min(amplitudes) <= 0 or min(rates) < 0:
             raise ValueError(f"as many positive amplitudes as rates are needed, got {amplitudes} and {rates}")

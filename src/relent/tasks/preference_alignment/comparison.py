@@ -12,22 +12,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relent.compare.results import RunResult, by_label
-from relent.figures import COLOURS, plain, styles
+from relent.figures import plain, styles
 from relent.tasks.preference_alignment.advice import strength
 from relent.tasks.preference_alignment.evaluation import draw_frontier
+from relent.tasks.preference_alignment.image_samples import draw_grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GAINS = (("expected_reward", "expected reward"), ("preference_accuracy", "share of preferences agreed with"))
+GAINS = (
+    ("expected_reward", "expected reward"),
+    ("wanted_rate", "share of samples that are wanted"),
+    ("preference_accuracy", "share of preferences agreed with"),
+)
 """Scores that a policy gains by leaving the reference, the first that there is, and their words."""
+PANELS, SAMPLES = 6, 4
+"""Models side by side, at most, and samples of a caption, in the figure of samples."""
 Curve = list[list[RunResult]]
 """Runs by variant: each entry is the seeds of one variant, entries in the order of their strength."""
 
 
 def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
-    """Draw the frontier and the diversity of all runs.
+    """Draw the frontier and the diversity of all runs, and what they sample where that can be seen.
 
     Args:
         runs: All runs of the comparison.
@@ -44,11 +51,41 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     figure.savefig(into / "frontier.png", dpi=120)
     known = "frontier" in runs[0].tables
     line = " The grey line is the exact optimum over β: no policy lies above its left panel's." if known else ""
-    return {
+    captions = draw_pictures(runs, into)
+    return captions | {
         "frontier.png": f"{words.capitalize()} over KL to the reference (the axis grows as its root) and over entropy. "
         "A line joins the variants of a method that differ in strength alone (β, λ, or n); hollow marks are its other "
         f"variants; a mark is the mean over seeds, a dot one seed.{line}"
     }
+
+
+def draw_pictures(runs: list[RunResult], into: Path) -> dict[str, str]:
+    """Draw samples of the reference and of one run of each label side by side; returns file name → caption."""
+    from matplotlib.figure import Figure
+
+    shown = {label: members[0] for label, members in by_label(runs).items() if "pictures" in members[0].tables}
+    if not shown:
+        return {}
+    first = next(iter(shown.values()))
+    panels = {"reference": _pictures(first, "reference")}
+    panels |= {label: _pictures(run, "policy") for label, run in shown.items()}
+    rows = -(-len(panels) // PANELS)
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(2.4 * columns, 6.1 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for number, (axes, (title, found)) in enumerate(zip(places, panels.items())):
+        draw_grid(axes, found, title, captions=number % columns == 0)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.savefig(into / "samples.png", dpi=110)
+    return {
+        "samples.png": f"Samples of the reference and of each method at seed {first.seed}, the first of each caption."
+    }
+
+
+def _pictures(run: RunResult, of: str) -> list[dict[str, Any]]:
+    """The first samples of each caption of one model."""
+    return [row for row in run.tables["pictures"] if row["of"] == of and row["sample"] < SAMPLES]
 
 
 def frontier_figure(runs: list[RunResult]) -> tuple[Figure, str]:
@@ -66,8 +103,8 @@ def frontier_figure(runs: list[RunResult]) -> tuple[Figure, str]:
         draw_frontier(left, runs[0].tables["frontier"])
         draw_frontier(right, runs[0].tables["frontier"], over="entropy")
     grouped = curves(runs)
-    for number, (method, look) in enumerate(styles(list(grouped)).items()):
-        look |= {"ls": ("-", "--", ":")[number // len(COLOURS) % 3], "ms": 5, "lw": 1.1}
+    for method, look in styles(list(grouped)).items():
+        look |= {"ms": 5, "lw": 1.1}
         for axes, over in ((left, "kl_to_reference"), (right, "entropy")):
             for place, curve in enumerate(grouped[method]):
                 _draw_curve(axes, curve, over, gained, look | ({"mfc": "white"} if place else {}))

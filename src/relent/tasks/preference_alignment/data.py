@@ -6,7 +6,7 @@ Loads neither Lightning nor `transformers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ import torch
 import zarr
 from torch import Tensor
 
-from relent.data.options import PairFileOptions
+from relent.data.options import ImagePairOptions
 from relent.data.receipt import check_receipt, sha256
 from relent.errors import ConfigError, DataError
 from relent.language.batches import TokenBatch, pack, pad
+from relent.language.embedders import Embedder
 from relent.language.exact import SequenceSpace
+from relent.language.image_tokens import ImageTokens, read_image_tokens
 from relent.language.reward import NgramReward
+from relent.language.sentences import SentenceEmbedder, read_word_vectors
 from relent.language.tokenizers import model_tokenizer, token_digest
-from relent.tasks.preference_alignment.options import PreferenceData
+from relent.models.image_judges import read_joint_encoder
+from relent.tasks.preference_alignment.options import DataOptions, PreferenceData
 from relent.tasks.stored import read_array
 
 SIDES = ("chosen", "rejected")
@@ -30,7 +34,7 @@ PAIR_ARRAYS = ("prompt", "tokens", "lengths", "rewards", "reference")
 
 
 class NoReward:
-    """Stands where there is no exact reward: the pairs are the user's own, labelled and not scored."""
+    """Stands where there is no exact reward: the pairs are labelled and not scored."""
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Nothing.
@@ -39,7 +43,7 @@ class NoReward:
             ConfigError: Always; says what can be done.
         """
         raise ConfigError(
-            "pairs of one's own have no exact reward; choose methods that learn from pairs, or a variant that reads a"
+            "these pairs have no exact reward; choose methods that learn from pairs, or a variant that reads a"
             " reward model"
         )
 
@@ -59,7 +63,7 @@ class PreferenceTexts:
     """V, number of tokens."""
     end: int
     splits: list[str]
-    options: PreferenceData | PairFileOptions
+    options: DataOptions
     tokenizer: str
     """SHA-256 of the tokeniser's file, or of its tokens and their ids."""
     checksum: str
@@ -103,6 +107,14 @@ class PreferenceTexts:
         """All texts of a split with begin and end of text, packed in rows of `options.row` tokens."""
         texts = [[self.end, *self.texts[i], self.end] for i in self.items(split, "text").tolist()]
         return pack(texts, self.options.row, padding=self.end)
+
+    def read_embedder(self, folder: Path | str) -> Embedder:
+        """What embeds prompts and completions, out of the data set's folder.
+
+        Raises:
+            DataError: The data set holds none.
+        """
+        return SentenceEmbedder(read_word_vectors(folder))
 
     def check_model(self, options: Mapping[str, Any], logits: int) -> None:
         """See that a model that is read means by its token ids what the data mean.
@@ -160,7 +172,43 @@ class OwnPairs(PreferenceTexts):
             )
 
 
-def read_texts(folder: Path | str, options: PreferenceData | PairFileOptions) -> PreferenceTexts:
+@dataclass(frozen=True)
+class ImagePairs(OwnPairs):
+    """Captions as prompts, images as completions, and pairs of images; `texts` are captioned images.
+
+    The splits are of images: every caption is a prompt of each split.
+    """
+
+    images: ImageTokens
+    marked: dict[str, Tensor]
+    """By split: whether the mark is what is wrong with the other image of a pair, (N,) bool."""
+    judges: dict[str, float]
+    """How well the joint encoder and the judges of samples do on test images."""
+
+    def items(self, split: str, of: str = "prompt") -> Tensor:
+        return torch.arange(len(self.prompts)) if of == "prompt" else super().items(split, of)
+
+    def packed(self, split: str) -> TokenBatch:
+        return pack([self.texts[i] for i in self.items(split, "text").tolist()], self.options.row, padding=self.end)
+
+    def read_embedder(self, folder: Path | str) -> Embedder:
+        return read_joint_encoder(folder, self.vocabulary)
+
+    def check_model(self, options: Mapping[str, Any], logits: int) -> None:
+        PreferenceTexts.check_model(self, options, logits)
+
+    @property
+    def mark(self) -> int:
+        """Pixels a side of the mark."""
+        assert isinstance(self.options, ImagePairOptions)
+        return self.options.mark
+
+    def caption(self, prompt: int) -> str:
+        """Words of a prompt."""
+        return " ".join(self.words[token] for token in self.prompts[prompt] if token != self.end)
+
+
+def read_texts(folder: Path | str, options: DataOptions) -> PreferenceTexts:
     """Read a prepared data set.
 
     Raises:
@@ -174,7 +222,10 @@ def read_texts(folder: Path | str, options: PreferenceData | PairFileOptions) ->
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(read_array(group, name, place))
 
-    if isinstance(options, PairFileOptions):
+    if isinstance(options, ImagePairOptions):
+        own = _own_pairs(tensor, attributes, options, receipt)
+        return _image_pairs(own, tensor, attributes, read_image_tokens(folder))
+    if not isinstance(options, PreferenceData):
         return _own_pairs(tensor, attributes, options, receipt)
 
     def lists(tokens: Tensor, lengths: Tensor) -> list[list[int]]:
@@ -203,18 +254,19 @@ def read_texts(folder: Path | str, options: PreferenceData | PairFileOptions) ->
 
 
 def _own_pairs(
-    tensor: Callable[[str], Tensor], attributes: dict[str, Any], options: PairFileOptions, receipt: dict[str, Any]
+    tensor: Callable[[str], Tensor], attributes: dict[str, Any], options: DataOptions, receipt: dict[str, Any]
 ) -> OwnPairs:
     def rows(name: str) -> list[Tensor]:
         return list(tensor(f"{name}/tokens").split(tensor(f"{name}/lengths").tolist()))
 
     prompts, of_pair = [row.tolist() for row in rows("prompts")], tensor("pairs/prompt")
     split, splits = tensor("prompts/split"), list(attributes["splits"])
+    split_of_pair = tensor("pairs/split") if isinstance(options, ImagePairOptions) else split[of_pair]
     sides = [rows(f"pairs/{side}") for side in SIDES]
     lengths = torch.stack([torch.tensor([len(row) for row in side]) for side in sides], 1)
     given = {}
     for number, name in enumerate(splits):
-        own = (split[of_pair] == number).nonzero().squeeze(-1)
+        own = (split_of_pair == number).nonzero().squeeze(-1)
         tokens = torch.full((len(own), len(SIDES), options.length), attributes["end"], dtype=torch.int32)
         for row, pair in enumerate(own.tolist()):
             for side, completions in enumerate(sides):
@@ -227,7 +279,7 @@ def _own_pairs(
         prompt_counts=tensor("prompts/counts"),
         prompt_split=split,
         reward=NoReward(),
-        words=[],
+        words=list(attributes.get("words", [])),
         vocabulary=attributes["vocabulary"],
         end=attributes["end"],
         splits=splits,
@@ -236,6 +288,24 @@ def _own_pairs(
         checksum=receipt["checksum"],
         facts={},
         given=given,
+    )
+
+
+def _image_pairs(
+    own: OwnPairs, tensor: Callable[[str], Tensor], attributes: dict[str, Any], images: ImageTokens
+) -> ImagePairs:
+    texts = tensor("texts/tokens").split(tensor("texts/lengths").tolist())
+    split, marked = tensor("pairs/split"), tensor("pairs/marked")
+    known = {field.name: getattr(own, field.name) for field in fields(own)}
+    return ImagePairs(
+        **known
+        | {
+            "texts": [row.tolist() for row in texts],
+            "text_split": tensor("texts/split"),
+            "images": images,
+            "marked": {name: marked[split == number] for number, name in enumerate(own.splits)},
+            "judges": dict(attributes["judges"]),
+        }
     )
 
 

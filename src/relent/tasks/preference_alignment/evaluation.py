@@ -7,6 +7,7 @@ frontier of reward against KL is that of `relent.language.exact`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,22 @@ from relent.language.exact import (
 from relent.language.regulariser import Regulariser
 from relent.runspec import RunSpec
 from relent.scores.calibration import expected_calibration_error
-from relent.tasks.preference_alignment.data import SIDES, BaseOutputs, PreferenceTexts, read_base, read_texts
+from relent.tasks.preference_alignment.data import (
+    SIDES,
+    BaseOutputs,
+    ImagePairs,
+    PreferenceTexts,
+    read_base,
+    read_texts,
+)
+from relent.tasks.preference_alignment.image_samples import (
+    by_caption,
+    draw_samples,
+    judge_images,
+    picture_rows,
+    sampled_images,
+    state_separation,
+)
 from relent.tasks.preference_alignment.laws import completion_rewards
 from relent.tasks.preference_alignment.masks import draw_masks, evaluate_masks
 from relent.tasks.preference_alignment.options import EvaluationOptions, data_options
@@ -77,7 +93,12 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
         settings["reward_preference_accuracy"] = float((margin > 0).double().mean())
         settings["reward_preference_nll"] = float(-torch.nn.functional.logsigmoid(margin).mean())
     if not options.exact:
-        return _estimated(root, place, options, Evaluation(scores, tables, settings))
+        known = Evaluation(scores, tables, settings)
+        if "samples" not in root:  # of a reward model
+            return known
+        if isinstance(texts, ImagePairs):
+            return _of_images(root, place, options, known, texts, spec)
+        return _estimated(root, place, options, known)
     table = _checked_table(torch.from_numpy(read_array(root, "table", place)).double(), place)
     reference, rewards = reference_and_rewards(texts, base, spec.inputs["teacher"])
     target_scores, target_settings = evaluate_target(folder, texts.checksum, table, reference)
@@ -98,11 +119,38 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     return Evaluation(scores, tables, settings)
 
 
-def _estimated(root: zarr.Group, place: Path, options: EvaluationOptions, known: Evaluation) -> Evaluation:
-    """What samples tell beside what is known of the pairs; a reward model has none."""
-    if "samples" not in root:
-        return known
-    estimates, errors = sample_scores(root, place, options.beta)
+def _of_images(
+    root: zarr.Group, place: Path, options: EvaluationOptions, known: Evaluation, texts: ImagePairs, spec: RunSpec
+) -> Evaluation:
+    """What sampled images tell beside that, and what those of the reference do."""
+    folder = Path(spec.inputs["teacher"]) / "outputs.zarr"
+    models = {"reference": (zarr.open_group(folder, mode="r"), folder), "policy": (root, place)}
+    pictures, judged, separation = [], {}, {}
+    for name, (group, path) in models.items():
+        prompts, images, whole = sampled_images(group, path, texts)
+        judged[name] = judge_images(prompts, images, whole, texts, spec.inputs["data"])
+        pictures += picture_rows(name, prompts, images, texts)
+        if "states" in group:
+            separation[name] = {"alignment_quality_index": state_separation(group, path)}
+    found = _estimated(root, place, options, known, judged["policy"])
+    of_reference = {name: float(values.double().mean()) for name, values in judged["reference"].items()}
+    of_reference |= separation["reference"]
+    return Evaluation(
+        found.scores | separation.get("policy", {}),
+        found.tables | {"captions": by_caption(prompts, judged["policy"], texts), "pictures": pictures},
+        found.settings | texts.judges | {f"reference_{name}": value for name, value in of_reference.items()},
+    )
+
+
+def _estimated(
+    root: zarr.Group,
+    place: Path,
+    options: EvaluationOptions,
+    known: Evaluation,
+    judged: Mapping[str, Tensor] | None = None,
+) -> Evaluation:
+    """What samples tell beside what is known of the pairs."""
+    estimates, errors = sample_scores(root, place, options.beta, judged)
     settings = known.settings | {"estimator": f"{options.samples} samples"}
     return Evaluation(known.scores | estimates, known.tables | {"standard_errors": [errors]}, settings)
 
@@ -191,12 +239,14 @@ def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, regulariser: R
     return scores
 
 
-def sample_scores(root: zarr.Group, place: Path, beta: float) -> tuple[dict[str, float], dict[str, float]]:
+def sample_scores(
+    root: zarr.Group, place: Path, beta: float, judged: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     r"""Estimates from samples of the policy, and their standard errors.
 
     KL(π ‖ π_ref) = E_π[log π − log π_ref], entropy −E_π[log π] and, where there is a reward, reward and reward − β·KL
     are means over prompts of means over samples. Each standard error is of the samples, the prompts held fixed:
-    √(Σ_p s_p²/n)/P.
+    √(Σ_p s_p²/n)/P. `judged` are more values of each sample, (N,).
     """
 
     def stored(name: str) -> Tensor:
@@ -204,7 +254,7 @@ def sample_scores(root: zarr.Group, place: Path, beta: float) -> tuple[dict[str,
 
     prompt, policy, reference = (stored(name) for name in ("prompt", "log_probs", "reference"))
     per_prompt = int((prompt == prompt[0]).sum())
-    values = {"kl_to_reference": policy - reference, "entropy": -policy}
+    values = {"kl_to_reference": policy - reference, "entropy": -policy, **(judged or {})}
     if "samples/rewards" in root:
         rewards = stored("rewards")
         values |= {"objective": rewards - beta * (policy - reference), "expected_reward": rewards}
@@ -261,6 +311,8 @@ def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> Non
         draw_masks(evaluation.tables["masks"], into / "masks.png")
     if estimates := read_estimates(folder):
         draw_estimates(estimates, into / "estimates.png")
+    if "pictures" in evaluation.tables:
+        draw_samples(evaluation.tables["pictures"], spec.method, into / "samples.png")
     if "frontier" not in evaluation.tables:
         return
     from matplotlib.figure import Figure

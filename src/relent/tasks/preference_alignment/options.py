@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from relent.data.options import PairFileOptions
+from relent.data.options import ImagePairOptions, PairFileOptions
 from relent.tasks.options import Strict, TaskOptions
 
 
@@ -36,8 +36,19 @@ class PreferenceData(Strict):
         return self
 
 
-def data_options(data: Mapping[str, Any]) -> PreferenceData | PairFileOptions:
+DataOptions = PreferenceData | PairFileOptions | ImagePairOptions
+OF_MODULE: dict[str, type[DataOptions]] = {
+    "relent.data.preferences": PreferenceData,
+    "relent.data.preference_files": PairFileOptions,
+    "relent.data.image_preferences": ImagePairOptions,
+}
+"""Options of a data set by the module that prepares it."""
+
+
+def data_options(data: Mapping[str, Any]) -> DataOptions:
     """The options of a data set, whichever kind it is."""
+    if "side" in data:
+        return ImagePairOptions(**data)
     return PairFileOptions(**data) if {"path", "ratings"} & data.keys() else PreferenceData(**data)
 
 
@@ -84,15 +95,14 @@ class EvaluationOptions(Strict):
 class Options(TaskOptions):
     """Options of one scale."""
 
-    data: PreferenceData | PairFileOptions
+    data: DataOptions
     model: ScratchOptions | PretrainedOptions
     evaluation: EvaluationOptions = EvaluationOptions()
 
     @classmethod
     def of(cls, data_module: str) -> type[Options]:
         """With the data options of the module alone, so that an error speaks of them."""
-        own = data_module == "relent.data.preference_files"
-        return create_model("Options", __base__=cls, data=(PairFileOptions if own else PreferenceData, ...))
+        return create_model("Options", __base__=cls, data=(OF_MODULE.get(data_module, PreferenceData), ...))
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Options:
@@ -100,6 +110,8 @@ class Options(TaskOptions):
             return self
         if isinstance(self.data, PairFileOptions):
             raise ValueError("completions of pairs of one's own cannot be enumerated; set evaluation.exact to false")
+        if isinstance(self.data, ImagePairOptions):
+            raise ValueError("images cannot be enumerated; set evaluation.exact to false")
         size = self.data.vocabulary**self.data.length
         if size > 2_000_000:
             raise ValueError(

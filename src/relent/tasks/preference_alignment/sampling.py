@@ -60,6 +60,22 @@ def completion_log_probs(model: Network, texts: PreferenceTexts, batch: TokenBat
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def completion_states(model: Network, texts: PreferenceTexts, batch: TokenBatch) -> Tensor:
+    """Mean hidden state over each completion, (B, H), on the CPU.
+
+    Args:
+        model: The model.
+        texts: The data set.
+        batch: Rows of `texts.completed`.
+    """
+    parts = []
+    for start in range(0, len(batch), _chunk(texts)):
+        rows = batch.rows(slice(start, start + _chunk(texts))).to(_device(model))
+        parts.append(model(rows).mean_state(rows.loss).cpu())
+    return torch.cat(parts)
+
+
 def _completions(values: Tensor, batch: TokenBatch, length: int) -> Tensor:
     """Values of the tokens in the loss, (B, row) → (B, length), moved to the left."""
     start = batch.loss.int().argmax(1)

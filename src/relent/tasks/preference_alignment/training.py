@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from relent.errors import ConfigError, DataError
 from relent.files import whole
+from relent.language.embedders import Embedder
 from relent.language.reward import NgramReward
 from relent.methods.alignment.base import PolicyMethod
 from relent.methods.base import Method
@@ -26,6 +27,7 @@ from relent.tasks.base import TrainingTask
 from relent.tasks.preference_alignment.data import (
     SIDES,
     BaseOutputs,
+    ImagePairs,
     OwnPairs,
     Pairs,
     PreferenceTexts,
@@ -35,7 +37,7 @@ from relent.tasks.preference_alignment.data import (
 )
 from relent.tasks.preference_alignment.laws import CompletionLaw, NetworkLaw
 from relent.tasks.preference_alignment.options import EvaluationOptions, PreferenceData, data_options
-from relent.tasks.preference_alignment.sampling import draw_pairs, own_pairs
+from relent.tasks.preference_alignment.sampling import completion_states, draw_pairs, own_pairs
 from relent.train.sampling import StepBatchSampler
 
 Batch = dict[str, Tensor]
@@ -233,6 +235,14 @@ class Task(TrainingTask):
         network.load_state_dict(self.weights(name))
         return LearnedReward(network)
 
+    def embedder(self) -> Embedder:
+        """What embeds prompts and completions of the data set, frozen.
+
+        Raises:
+            DataError: The data set holds none.
+        """
+        return self.texts.read_embedder(self.spec.inputs["data"]).requires_grad_(False)
+
     # ------------------------------------------------------------------------------------------ outputs
 
     def network_law(self, network: nn.Module) -> NetworkLaw:
@@ -263,7 +273,10 @@ class Task(TrainingTask):
             if self.evaluation.exact:
                 root.create_array("table", data=law.table().numpy())
             elif law.can_be_sampled:
-                self._write_samples(law, root, module.device)
+                reference = self.network_law(self.reference_network().to(module.device))
+                self._write_samples(law, root, reference)
+                if isinstance(law, NetworkLaw):
+                    self._write_states(law, root, pairs)
 
     def _pairs(self, base: CausalLM | PositionwiseLM, split: str) -> Pairs:
         """The user's own pairs, or pairs of completions that the base model gives."""
@@ -279,15 +292,19 @@ class Task(TrainingTask):
             group = zarr.create_group(store=temporary)
             group.attrs.update(data_checksum=self.texts.checksum)
             for split in self.texts.splits:
-                write_pairs(group, split, self._pairs(law.network, split))
+                pairs = self._pairs(law.network, split)
+                write_pairs(group, split, pairs)
+            if isinstance(self.texts, ImagePairs):
+                # Beside which the samples of policies are shown; the last split is the test.
+                self._write_samples(law, group, law)
+                self._write_states(law, group, pairs)
             if self.evaluation.exact:
                 group.create_array("table", data=law.table().numpy())
 
-    def _write_samples(self, law: CompletionLaw, root: zarr.Group, device: torch.device) -> None:
+    def _write_samples(self, law: CompletionLaw, root: zarr.Group, reference: CompletionLaw) -> None:
         """Completions of the test prompts with both models' log-probabilities, and rewards where there are any."""
         prompts = self.texts.items("test").repeat_interleave(self.evaluation.samples)
         tokens, lengths = law.sample(prompts)
-        reference = self.network_law(self.reference_network().to(device))
         arrays = {
             "prompt": prompts,
             "tokens": tokens,
@@ -299,6 +316,15 @@ class Task(TrainingTask):
             arrays["rewards"] = self.reward(self.texts.completed(prompts.tolist(), tokens, lengths))
         for name, values in arrays.items():
             root.create_array(f"samples/{name}", data=values.numpy())
+
+    def _write_states(self, law: NetworkLaw, root: zarr.Group, pairs: Pairs) -> None:
+        """Mean states of a network over clean images of the test pairs, and over those that bear the mark."""
+        if not isinstance(self.texts, ImagePairs):
+            return
+        marked = pairs.rows(self.texts.marked["test"])
+        for side, name in enumerate(("safe", "unsafe")):
+            rows = self.texts.completed(marked.prompt.tolist(), marked.tokens[:, side], marked.lengths[:, side])
+            root.create_array(f"states/{name}", data=completion_states(law.network, self.texts, rows).numpy())
 
     def summary(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"data_checksum": self.texts.checksum}
