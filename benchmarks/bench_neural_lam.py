@@ -34,11 +34,13 @@ ENVIRONMENT, PINS = HERE / ".venvs" / "neural_lam", HERE / "neural_lam.txt"
 VALIDATION_MEMBERS = 5
 TASK, SCALE, LEADS, MEMBERS, CHECKS = "weather_storm", "laptop", 4, 20, 5
 CONTENDERS = {
-    "relent, fuxi_ens": "CRPS + KL, convolutions; tiles, recipe and batch of the task",
+    "relent, fuxi_ens": "CRPS + KL, convolutions; tiles, rate and batch of the task",
+    "relent, fuxi_ens, the task's steps": "the same, ended where the task ends: longer, it learns the episode by heart",
     "neural-lam, GraphEFM": "hierarchical graph, likelihood + KL, then CRPS too; hidden size and rate of the package",
     "neural-lam, GraphEFM, no CRPS": "the same without the CRPS",
     "relent, damped_persistence": "no training: slopes and Gaussian residuals of each lead",
 }
+TASK_STEPS = ", the task's steps"
 WEIGHTS = {"neural-lam, GraphEFM": 1.0, "neural-lam, GraphEFM, no CRPS": 0.0}
 
 
@@ -52,14 +54,16 @@ def make_environment() -> Path:
     return python
 
 
-def storm_spec(data: Path, method: str, seed: int) -> Any:
-    """The run of a method at the task's settings."""
+def storm_spec(data: Path, name: str, seed: int) -> Any:
+    """The run of a contender at the task's settings."""
     from relent.manifest.catalogue import Catalogue, Run
     from relent.manifest.paths import Layout
 
+    method = name.removesuffix(TASK_STEPS)
     spec = Catalogue.load(ROOT / "config", [], Layout(str(data))).stage_spec(Run(TASK, method, "default", SCALE, seed))
-    endless = {"max_steps": 1_000_000}  # time ends the training
-    return replace(spec, hyperparameters=spec.hyperparameters | endless) if spec.hyperparameters["max_steps"] else spec
+    if name.endswith(TASK_STEPS) or not spec.hyperparameters["max_steps"]:
+        return spec
+    return replace(spec, hyperparameters=spec.hyperparameters | {"max_steps": 1_000_000})  # time ends the training
 
 
 def storm(data: Path) -> Any:
@@ -108,14 +112,14 @@ def scores(fields: Any, forecast: np.ndarray) -> Row:
 # ---------------------------------------------------------------------------------------------- our own training
 
 
-def train_ours(data: Path, method: str, seconds: float, seed: int, out: Path) -> Row:
-    """In a worker: train one of our methods for a time, forecast the test cases into `out`."""
+def train_ours(data: Path, name: str, seconds: float, seed: int, out: Path) -> Row:
+    """In a worker: train one of our contenders for a time, forecast the test cases into `out`."""
     import torch
 
     from relent.train.stage import build
 
     torch.set_num_threads(1)
-    spec = storm_spec(data, method, seed)
+    spec = storm_spec(data, name, seed)
     module: Any
     module, datamodule, task = build(spec)
     fields, row = task.fields, {"cpu_seconds": 0.0, "steps": 0}  # type: ignore[attr-defined]
@@ -138,25 +142,26 @@ def forecast(module: Any, fields: Any, initial: int, members: int) -> np.ndarray
 
 
 def fit(module: Any, datamodule: Any, fields: Any, seconds: float) -> Row:
-    """Train until the time is over; time to read batches counts, that of the validation does not."""
+    """Train until time or steps are over; time to read batches counts, that of the validation does not."""
     import torch
 
     config = module.config
     optimizer = module.configure_optimizers()["optimizer"]
     batches = iter(datamodule.train_dataloader())
-    used, steps, best, kept, checked = 0.0, 0, math.inf, module.state_dict(), 0
-    while used < seconds:
+    used, steps, best, kept, checked, share = 0.0, 0, math.inf, module.state_dict(), 0, 0.0
+    while share < 1:
         began = time.process_time()
         warm = min(1.0, (steps + 1) / config.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * used / seconds))
+            group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * share))
         optimizer.zero_grad()
         module.rollout_terms(next(batches), 1)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip)
         optimizer.step()
         used, steps = used + time.process_time() - began, steps + 1
-        if used >= seconds * (checked + 1) / CHECKS:
-            checked = int(used / seconds * CHECKS)
+        share = max(used / seconds, steps / config.max_steps)
+        if share >= (checked + 1) / CHECKS:
+            checked = int(share * CHECKS)
             score = statistics.fmean(validation_crps(module, fields))
             if score < best:
                 best, kept = score, copy.deepcopy(module.state_dict())
