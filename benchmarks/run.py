@@ -177,7 +177,7 @@ BENCHMARKS = {
             "spread_skill_ratio_6h": "spread/skill, 6 h",
             "spread_skill_ratio_24h": "spread/skill, 24 h",
         },
-        ours=lambda row: row["contender"].startswith("relent"),
+        ours=lambda row: row["contender"].startswith("relent, fuxi_ens"),
         compared={"crps_6h": "lower CRPS at 6 h", "crps_24h": "lower CRPS at 24 h"},
     ),
     "tiles": Benchmark(
