@@ -1,6 +1,6 @@
 """Verification of a forecast that is larger than what a process may hold, against xskillscore on dask.
 
-    python benchmarks/bench_verify.py [--small]
+    python benchmarks/bench_verify.py [--small] [--rounds 2]
 
 Both read the same zarr store lazily, map by map, and compute the same five scores, weighted with cos(latitude), by
 lead: CRPS, RMSE of the ensemble mean, spread, Brier score of one threshold, rank histogram. xskillscore computes the
@@ -22,7 +22,7 @@ import numpy as np
 
 from common import Row, medians, print_rows, timed, write_rows
 
-SIZE = {"init_time": 8, "lead_time": 10, "member": 20, "latitude": 181, "longitude": 360}
+SIZE = {"init_time": 40, "lead_time": 10, "member": 20, "latitude": 181, "longitude": 360}
 SMALL = {"init_time": 3, "lead_time": 2, "member": 5, "latitude": 19, "longitude": 36}
 CONTENDERS = ("relent", "xskillscore")
 THRESHOLD = 1.0
@@ -126,7 +126,8 @@ IMPORTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--small", action="store_true", help="a tiny forecast, one round; replaces no results")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,7 +143,7 @@ def main() -> None:
         for contender in CONTENDERS:
             base = timed([sys.executable, "-c", IMPORTS[contender]]).peak_mb
             samples = []
-            for _ in range(1 if options.small else 2):
+            for _ in range(1 if options.small else options.rounds):
                 done = timed([sys.executable, __file__, "--contender", contender, "--folder", name])
                 samples.append({"seconds": done.seconds, "cpu_seconds": done.cpu_seconds, "peak_mb": done.peak_mb})
                 scores[contender] = json.loads(done.stdout.splitlines()[-1])
