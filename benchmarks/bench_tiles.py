@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=10.0, help="size of the generated store")
     parser.add_argument("--folder", type=Path, help="where to work; it needs three times the size")
     arguments = parser.parse_args()
+    if find_spec("xbatcher") is None:
+        parser.error("the peer xbatcher is missing; `make bench` installs it")
     gigabytes = 0.3 if arguments.small else arguments.gigabytes
     n_steps = int(gigabytes * 1e9 / (4 * LEVELS * ROWS * COLUMNS))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
