@@ -6,7 +6,8 @@ Both read the same zarr store lazily, map by map, and compute the same five scor
 lead: CRPS, RMSE of the ensemble mean, spread, Brier score of one threshold, rank histogram. xskillscore computes the
 biased estimators and no others; its CRPS is properscoring's, here without numba, which this project does not depend on.
 *Over imports* is the peak resident size minus that of a process that only imports the same packages: what a forecast
-costs. The store is written without compression, so that reading it weighs little. One thread each.
+costs. Neither may hold more than 1.5 GB of data, less than the forecast has. The store is written without compression,
+so that reading it weighs little. One thread each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SIZE = {"init_time": 40, "lead_time": 10, "member": 20, "latitude": 181, "longit
 SMALL = {"init_time": 3, "lead_time": 2, "member": 5, "latitude": 19, "longitude": 36}
 CONTENDERS = ("relent", "xskillscore")
 THRESHOLD = 1.0
+LIMIT = 1_500_000_000
+"""Bytes of data that a contender may hold (RLIMIT_DATA)."""
 STEP = np.timedelta64(12, "h")
 
 
@@ -144,7 +147,8 @@ def main() -> None:
             base = timed([sys.executable, "-c", IMPORTS[contender]]).peak_mb
             samples = []
             for _ in range(1 if options.small else options.rounds):
-                done = timed([sys.executable, __file__, "--contender", contender, "--folder", name])
+                limited = ["prlimit", f"--data={LIMIT}", sys.executable, __file__]
+                done = timed([*limited, "--contender", contender, "--folder", name])
                 samples.append({"seconds": done.seconds, "cpu_seconds": done.cpu_seconds, "peak_mb": done.peak_mb})
                 scores[contender] = json.loads(done.stdout.splitlines()[-1])
             row = medians(samples)

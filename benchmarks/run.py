@@ -307,7 +307,8 @@ BENCHMARKS = {
         "Verification",
         "Five scores of an ensemble forecast, read lazily from zarr, weighted and by lead, against xskillscore on "
         "dask: CRPS (biased: the peer has no other), RMSE, spread, Brier score, ranks. *Over imports* is the peak "
-        "minus that of a process that only imports the same packages; the forecast itself is larger.",
+        "minus that of a process that only imports the same packages. Neither may hold more than 1.5 GB of data "
+        "(RLIMIT_DATA), less than the forecast has.",
         {**TIMES, "peak_mb": "peak MB", "over_imports_mb": "peak MB over imports", "forecast_mb": "forecast MB"},
         ours=lambda row: row["contender"] == "relent",
         compared={
