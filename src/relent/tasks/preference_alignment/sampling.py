@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,13 +52,12 @@ def completion_log_probs(model: Network, texts: PreferenceTexts, batch: TokenBat
         texts: The data set.
         batch: Rows of `texts.completed`.
     """
-    parts = []
-    chunk = _chunk(texts)
-    for start in range(0, len(batch), chunk):
-        rows = batch.rows(slice(start, start + chunk))
-        found = token_log_probs(model(rows.to(_device(model))), rows.to(_device(model))).cpu()
-        parts.append(_completions(found, rows, texts.options.length))
-    return torch.cat(parts)
+
+    def log_probs(rows: TokenBatch) -> Tensor:
+        there = rows.to(_device(model))
+        return _completions(token_log_probs(model(there), there).cpu(), rows, texts.options.length)
+
+    return _in_chunks(log_probs, texts, batch)
 
 
 @torch.no_grad()
@@ -69,11 +69,18 @@ def completion_states(model: Network, texts: PreferenceTexts, batch: TokenBatch)
         texts: The data set.
         batch: Rows of `texts.completed`.
     """
-    parts = []
-    for start in range(0, len(batch), _chunk(texts)):
-        rows = batch.rows(slice(start, start + _chunk(texts))).to(_device(model))
-        parts.append(model(rows).mean_state(rows.loss).cpu())
-    return torch.cat(parts)
+
+    def states(rows: TokenBatch) -> Tensor:
+        there = rows.to(_device(model))
+        return model(there).mean_state(there.loss).cpu()
+
+    return _in_chunks(states, texts, batch)
+
+
+def _in_chunks(function: Callable[[TokenBatch], Tensor], texts: PreferenceTexts, batch: TokenBatch) -> Tensor:
+    """The function of as many rows as go at once, one chunk after the other."""
+    size = _chunk(texts)
+    return torch.cat([function(batch.rows(slice(start, start + size))) for start in range(0, len(batch), size)])
 
 
 def _completions(values: Tensor, batch: TokenBatch, length: int) -> Tensor:
