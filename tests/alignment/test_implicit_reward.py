@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import zarr
+from safetensors.torch import load_file
 
+from relent.divergences.discrete import forward_kl
 from relent.evaluate.run import evaluate_run
 from relent.language.batches import TokenBatch
+from relent.language.exact import optimal_log_probs
 from relent.language.log_probs import sequence_log_probs
 from relent.manifest.catalogue import Run
 from relent.methods.alignment.dpo import dpo_loss
 from relent.methods.alignment.implicit_reward import Config, bandit_form_loss, policy_form_loss, value_form_loss
+from relent.tasks.preference_alignment.data import read_base
+from relent.tasks.preference_alignment.laws import completion_rewards
 from relent.train.stage import build, run_stage
 
 
@@ -159,6 +164,30 @@ def test_both_stages_raise_the_reward_over_the_base_model(stages, reference_rewa
     stored = zarr.open_group(Path(first.output) / "reference.zarr", mode="r")
     assert stored["train"].shape == (96, 2, 3)
     assert "train/turned_share" in (Path(first.output) / "metrics.csv").read_text()
+
+
+def test_it_is_judged_by_the_fine_tuned_model_as_its_reference(stages, base):
+    """Its NLL is DPO's loss of the log-ratios to that model, and its optimum π_sft·exp(r/β)."""
+    first, second = stages(beta=0.5, max_steps=20, learning_rate=0.01)
+    for spec in (first, second):
+        run_stage(spec)
+    _, _, task = build(second)
+    law = task.network_law(task.reference_network())
+    sft = load_file(Path(first.output) / "weights.safetensors")
+    law.network.load_state_dict({name.removeprefix("network."): value for name, value in sft.items()})
+    scores = evaluate_run(Path(second.output)).scores
+    root = zarr.open_group(Path(second.output) / "predictions.zarr", mode="r")
+    pairs = read_base(base.output, task.texts).pairs["test"]
+    ratios = [
+        torch.from_numpy(root[f"pairs/{side}"][...])
+        - law.log_probs(pairs.prompt, pairs.tokens[:, i], pairs.lengths[:, i])
+        for i, side in enumerate(("chosen", "rejected"))
+    ]
+    assert scores["preference_nll"] == pytest.approx(float(dpo_loss(*ratios, 0.5).mean()), abs=1e-5)
+    best = optimal_log_probs(law.table(), completion_rewards(task.texts), 0.5)
+    table = torch.from_numpy(root["table"][...]).double()
+    assert scores["kl_to_optimum"] == pytest.approx(float(forward_kl(table, best).mean()), abs=1e-6)
+    assert scores["kl_to_first"] == pytest.approx(float(forward_kl(table, law.table()).mean()), abs=1e-6)
 
 
 def test_the_spread_of_the_implicit_reward_is_held_where_the_value_is_free(stages):

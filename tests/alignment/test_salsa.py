@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 from torch import Tensor
 
+from relent.divergences.discrete import forward_kl
 from relent.evaluate.run import evaluate_run
 from relent.language.batches import TokenBatch
+from relent.language.exact import optimal_log_probs
 from relent.language.log_probs import token_log_probs
 from relent.manifest.catalogue import Catalogue, Run
+from relent.methods.alignment.dpo import dpo_loss
 from relent.methods.alignment.salsa import SALSA, soup
 from relent.runspec import RunSpec
+from relent.tasks.preference_alignment.laws import completion_rewards
 from relent.train.stage import build, run_stage
 
 LORA = {"rank": 2, "alpha": 4.0, "target_modules": ["c_attn", "c_fc"]}
@@ -148,6 +153,32 @@ def test_training_raises_the_reward_and_all_references_are_told(souped):
     assert scores["expected_reward"] > evaluation.settings["reference_reward"] + 0.3
     assert scores["kl_to_first"] > 0.05
     assert scores["kl_to_soup"] > 0.05
+
+
+def test_it_is_judged_by_the_soup_as_its_reference(souped):
+    """Implicit reward β log π/π_soup, optimum π_soup·exp(r/β); of the mean of two KLs no optimum is told."""
+    spec = replace(souped["student"], hyperparameters=souped["student"].hyperparameters | {"beta": 0.5})
+    run_stage(spec)
+    scores = evaluate_run(Path(spec.output)).scores
+    _, _, task = build(spec)
+    law = task.network_law(task.reference_network())
+    law.network.load_base(task.weights("soup"))
+    root = zarr.open_group(Path(spec.output) / "predictions.zarr", mode="r")
+    table = torch.from_numpy(root["table"][...]).double()
+    best = optimal_log_probs(law.table(), completion_rewards(task.texts), 0.5)
+    assert scores["kl_to_optimum"] == pytest.approx(float(forward_kl(table, best).mean()), abs=1e-6)
+    pairs = task._base().pairs["test"]
+    ratios = [
+        torch.from_numpy(root[f"pairs/{side}"][...])
+        - law.log_probs(pairs.prompt, pairs.tokens[:, i], pairs.lengths[:, i])
+        for i, side in enumerate(("chosen", "rejected"))
+    ]
+    assert scores["preference_nll"] == pytest.approx(float(dpo_loss(*ratios, 0.5).mean()), abs=1e-5)
+    control = replace(spec, hyperparameters=spec.hyperparameters | {"penalty": "mean_kl"}, output=spec.output + "_mean")
+    run_stage(control)
+    scores = evaluate_run(Path(control.output)).scores
+    assert "kl_to_optimum" not in scores
+    assert "preference_nll" in scores
 
 
 def test_adapters_are_merged_before_they_are_averaged(stages):

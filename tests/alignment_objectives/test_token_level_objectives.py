@@ -93,7 +93,13 @@ class TestTDPO:
         close(sequence_forward_kl(*noisy, mask), (expected * mask).sum(-1))
 
     def test_rewards(self):
-        close(tdpo_rewards(tensor(0.7), tensor(0.2), beta=0.5), tensor(0.25))
+        """β (ρ + D), as `chosen_rewards` of the official code; its difference is the logit of TDPO1."""
+        close(tdpo_rewards(tensor(0.7), tensor(0.2), beta=0.5), tensor(0.45))
+        ratios, kls = draw(2, 6), draw(2, 6, seed=1).abs()
+        for version, weight in ((1, 1.0), (2, 0.3)):
+            first, second = (tdpo_rewards(r, d, beta=0.4, weight=weight) for r, d in zip(ratios, kls))
+            loss = tdpo_loss(*ratios, *kls, beta=0.4, version=version, alpha=0.3)
+            close(loss, -F.logsigmoid(first - second))
 
     def test_errors(self):
         with pytest.raises(ValueError, match="version"):

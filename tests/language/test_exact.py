@@ -18,6 +18,7 @@ from relent.language.exact import (
     log_normaliser,
     optimal_log_probs,
     reward_at_kl,
+    token_level_optimum,
 )
 from relent.language.log_probs import sequence_log_probs
 from tiny_models import VOCABULARY
@@ -91,6 +92,61 @@ def test_the_objective_is_log_z_less_the_distance_to_the_optimum(seed, beta):
     best = optimal_log_probs(prior, reward, beta)
     identity = beta * (log_normaliser(prior, reward, beta) - forward_kl(policy, best))
     torch.testing.assert_close(objective, identity, rtol=1e-10, atol=1e-10)
+
+
+def next_tables(space: SequenceSpace, table: torch.Tensor, prefix: tuple[int, ...]) -> torch.Tensor:
+    """log p(·|prefix), (V,), by summing the probabilities of all sequences that go on so; by the definition."""
+    tokens, lengths = space.sequences(padding=-1)
+    rows = [tuple(row[:n].tolist()) for row, n in zip(tokens, lengths)]
+    sums = torch.zeros(space.vocabulary, dtype=torch.float64)
+    for row, value in zip(rows, table.exp()):
+        if len(row) > len(prefix) and row[: len(prefix)] == prefix:
+            sums[row[len(prefix)]] += value
+    return (sums / sums.sum()).log()
+
+
+@pytest.mark.parametrize(("vocabulary", "length", "end"), [(3, 3, 0), (4, 2, 3), (3, 2, None)])
+@pytest.mark.parametrize("beta", [0.3, 2.0])
+def test_rewards_are_read_off_the_optimum_of_single_tokens(vocabulary, length, end, beta):
+    """r − E_ref r = β Σ_t [log π*/π_ref + KL(π_ref‖π*)] of every sequence: the reward in the loss of TDPO1."""
+    space = SequenceSpace(vocabulary, length, end)
+    generator = torch.Generator().manual_seed(length)
+    reference = torch.randn(space.size, generator=generator, dtype=torch.float64).log_softmax(-1)
+    rewards = torch.randn(space.size, generator=generator, dtype=torch.float64)
+    best = token_level_optimum(reference, rewards, beta, space)
+    assert abs(float(best.logsumexp(-1))) < 1e-12
+    tokens, lengths = space.sequences()
+    for number, (row, size) in enumerate(zip(tokens, lengths)):
+        total = best[number] - reference[number]
+        for place in range(int(size)):
+            prefix = tuple(row[:place].tolist())
+            before, after = (next_tables(space, table, prefix) for table in (reference, best))
+            total = total + forward_kl(before, after)
+        gain = rewards[number] - expected_reward(reference, rewards)
+        torch.testing.assert_close(beta * total, gain, rtol=0, atol=1e-10)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 5.0))
+@settings(max_examples=30, deadline=None)
+def test_one_token_at_a_time_is_no_better_than_the_whole_and_the_same_for_one_token(seed, beta):
+    generator = torch.Generator().manual_seed(seed)
+
+    def objective(policy, reference, rewards):
+        return float(expected_reward(policy, rewards) - beta * forward_kl(policy, reference))
+
+    for length in (1, 3):
+        space = SequenceSpace(4, length, 2)
+        reference = torch.randn(2, space.size, generator=generator, dtype=torch.float64).log_softmax(-1)
+        rewards = torch.randn(2, space.size, generator=generator, dtype=torch.float64)
+        single = token_level_optimum(reference, rewards, beta, space)
+        whole = optimal_log_probs(reference, rewards, beta)
+        if length == 1:
+            torch.testing.assert_close(single, whole, rtol=0, atol=1e-12)
+        for row in range(2):
+            arguments = (reference[row], rewards[row])
+            reached = objective(single[row], *arguments)
+            assert objective(whole[row], *arguments) >= reached - 1e-12
+            assert reached >= objective(reference[row], *arguments) - 1e-12
 
 
 @settings(max_examples=25, deadline=None)

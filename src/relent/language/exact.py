@@ -37,6 +37,7 @@ __all__ = [
     "optimal_log_probs",
     "regularised_optimum",
     "reward_at_kl",
+    "token_level_optimum",
 ]
 
 LIMIT = 2_000_000
@@ -120,6 +121,16 @@ class SequenceSpace:
                 parts.append(reached + table[..., self.end])
             reached = (reached.unsqueeze(-1) + table[..., words]).flatten(-2)
         return torch.cat([*parts, reached], -1)
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Values of all sequences (..., N) by their words: L + 1 tables, table d (..., (V − 1)^d) of those of d words.
+
+        Without an end token only the last table has entries.
+        """
+        base = len(self.words)
+        ended = self.end is not None
+        sizes = [base**depth if ended or depth == self.length else 0 for depth in range(self.length + 1)]
+        return list(values.split(sizes, -1))
 
     def index(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Number of given sequences, (B, L) and (B,) → (B,); `tokens` after the length may be anything."""
@@ -265,6 +276,47 @@ def regularised_optimum(
         )
     value = top - beta * divergence.score(gain)
     return RegularisedOptimum(renormalised(reference + log_ratios), value.squeeze(-1))
+
+
+def token_level_optimum(reference_log_probs: Tensor, rewards: Tensor, beta: float, space: SequenceSpace) -> Tensor:
+    r"""The policy that improves the reference one token at a time, of which TDPO's loss is derived; log π*(y|x).
+
+    π*(z|h) ∝ π_ref(z|h) exp( Q(h, z)/β ), Q(h, z) = E_ref[ r(x, y) | y begins with h, z ]: the token of most advantage
+    over the reference, less β·KL at this token, the rest of the completion being the reference's. With one token a
+    completion it is :func:`optimal_log_probs`. r = β Σ_t [ log π*/π_ref + KL(π_ref‖π*) ] + V(x), V(x) = E_ref r.
+
+    Args:
+        reference_log_probs: (…, N), all sequences of `space`, normalised.
+        rewards: (…, N).
+        beta: β > 0.
+        space: The sequences.
+
+    Returns:
+        (…, N) float64.
+
+    Raises:
+        ValueError: β is not positive, or shapes differ.
+
+    Source: Zeng et al., arXiv 2404.11999, section 4: the optimum of one token's advantage less its KL.
+    """
+    _log_weights(reference_log_probs, rewards, beta)
+    (*ended, mass), (*ended_rewards, value) = (space.split(x.double()) for x in (reference_log_probs, rewards))
+    tables = []
+    for depth in reversed(range(space.length)):
+        # The next token after each prefix of `depth` words: what follows a word is known, and so is the end.
+        next_mass, gains = (
+            torch.full((*x.shape[:-1], len(space.words) ** depth, space.vocabulary), empty, dtype=x.dtype)
+            for x, empty in ((mass, -math.inf), (value, 0.0))
+        )
+        next_mass[..., space.words] = mass.unflatten(-1, (-1, len(space.words)))
+        gains[..., space.words] = value.unflatten(-1, (-1, len(space.words)))
+        if space.end is not None:
+            next_mass[..., space.end], gains[..., space.end] = ended[depth], ended_rewards[depth]
+        mass = log_sum_exp(next_mass)
+        following = renormalised(next_mass)
+        value = (following.exp() * gains).sum(-1)
+        tables.append(renormalised(following + gains / beta))
+    return space.join(tables[::-1])
 
 
 def log_normaliser(reference_log_probs: Tensor, rewards: Tensor, beta: float) -> Tensor:

@@ -1,5 +1,8 @@
 r"""The penalty β·D_f(π‖π_ref) of a run's objective, and what it makes of policies: an implicit reward, and an optimum.
 
+π_ref is the base model, or another that the run is held to: what it was fine-tuned to, a soup. The penalty is on whole
+completions, or on one token at a time (TDPO), where the optimum is another.
+
 Of a policy that maximises E_π r − β D_f(π‖π_ref) the reward can be read off, r(x, y) = β f′(π(y|x)/π_ref(y|x)) + V(x):
 for the reverse KL β·log π/π_ref (Rafailov et al., arXiv 2305.18290), for others Wang et al., arXiv 2309.16240, theorem
 1.
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.f_generator import FDivergence
-from relent.language.exact import optimal_log_probs, regularised_optimum
+from relent.language.exact import SequenceSpace, optimal_log_probs, regularised_optimum, token_level_optimum
 
 
 class ObjectiveDivergence(NamedTuple):
@@ -38,6 +41,10 @@ class Regulariser:
     """Of a family of divergences: `alpha`."""
     exponent_ceiling: float | None = None
     """Beyond it implicit rewards are constant, as in training (`FDivergence.score`)."""
+    reference: str = "base"
+    """The model that the policy is held to: the base model, or by its name one in the run's `references.zarr`."""
+    level: Literal["completion", "token"] = "completion"
+    """Whether whole completions are chosen for their reward, or a token for what the reference makes of it."""
 
     @classmethod
     def of(cls, stored: dict[str, Any] | None) -> Regulariser | None:
@@ -49,11 +56,13 @@ class Regulariser:
         return asdict(self)
 
     def implicit_reward(self, log_ratios: Tensor) -> Tensor:
-        """β [f′(e^ρ) − f′(1)] of ρ = log π(y|x) − log π_ref(y|x), any shape."""
+        """β [f′(e^ρ) − f′(1)] of ρ = log π(y|x) − log π_ref(y|x), any shape; at the level of completions."""
         return self.beta * self._divergence.score(log_ratios, exponent_ceiling=self.exponent_ceiling)
 
-    def optimum(self, reference_log_probs: Tensor, rewards: Tensor) -> Tensor:
-        """log π*(y|x) of the objective, (…, N) float64, from log π_ref and r of all N answers."""
+    def optimum(self, reference_log_probs: Tensor, rewards: Tensor, space: SequenceSpace) -> Tensor:
+        """log π*(y|x) of the objective, (…, N) float64, from log π_ref and r of all N completions of the space."""
+        if self.level == "token":
+            return token_level_optimum(reference_log_probs, rewards, self.beta, space)
         if self.divergence == "reverse_kl":
             return optimal_log_probs(reference_log_probs, rewards, self.beta)
         return regularised_optimum(reference_log_probs, rewards, self.beta, self._divergence).log_probs

@@ -50,9 +50,20 @@ class PolicyMethod(Method):
         return law
 
     def regulariser(self) -> Regulariser | None:
-        """What the run's implicit reward and optimum are told by: β·KL(policy ‖ reference), if the method has a β."""
+        """What the run's implicit reward and optimum are told by: β·KL(policy ‖ reference), if the method has a β.
+
+        None: the objective is not reward less a penalty, or its optimum is not known.
+        """
         beta = getattr(self.config, "beta", None)
         return None if beta is None else Regulariser(beta)
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """What the run takes for the rewards of both completions of a batch of pairs, (B, 2), up to V(x); constants.
+
+        σ of their difference is the probability that it gives the label. None: they are the regulariser's, of the
+        log-ratios of whole completions to the base model.
+        """
+        return None
 
     def objective_divergence(self) -> ObjectiveDivergence | None:
         """The divergence that tells the method from others on the comparison page; by default the regulariser's."""

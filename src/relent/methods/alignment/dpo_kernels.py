@@ -36,7 +36,7 @@ from relent.divergences.f_divergence import get_f_divergence
 from relent.divergences.reduction import masked_mean, masked_sum, upcast
 from relent.divergences.transport import wasserstein_ordered
 from relent.language.batches import TokenBatch
-from relent.language.regulariser import ObjectiveDivergence
+from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, sides
 from relent.methods.alignment.preference import preference_loss, reward_diagnostics
 from relent.methods.alignment.sentence_kernels import KernelMixture, invalid_share, log_kernel, precision_factor
@@ -217,12 +217,14 @@ class DPOKernels(ReferencedPairMethod):
             chosen, rejected = map(embedder.completions, sides)
             return embedder.prompts(prompts), chosen, rejected
 
-    def contrast(self, batch: dict[str, Tensor]) -> Tensor:
-        """E of each pair, (B,)."""
+    def log_kernels(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """log K(e, e_x) of preferred completions and of others, (B,) each; E is their difference."""
         if not self.config.gamma:
-            return torch.zeros(len(batch["chosen_ids"]), device=batch["chosen_ids"].device)
-        prompts, chosen, rejected = self.embeddings(batch)
-        return self._log_kernel(chosen, prompts) - self._log_kernel(rejected, prompts)
+            none = torch.zeros(len(batch["chosen_ids"]), device=batch["chosen_ids"].device)
+            return none, none
+        prompts, *answers = self.embeddings(batch)
+        chosen, rejected = (self._log_kernel(answer, prompts) for answer in answers)
+        return chosen, rejected
 
     def _log_kernel(self, first: Tensor, second: Tensor) -> Tensor:
         if self.mixture is not None:
@@ -232,11 +234,24 @@ class DPOKernels(ReferencedPairMethod):
         settings: dict[str, Any] = {"sigma": config.sigma, "degree": config.degree, "offset": config.offset}
         return log_kernel(config.kernel, first, second, factor=self.factor, **settings)
 
+    def regulariser(self) -> Regulariser | None:
+        """None, unless it is DPO: the optimum of the hybrid loss is not known."""
+        return None if self.config.gamma or self.config.alpha else super().regulariser()
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
+        """β ρ + γ log K − α D, whose difference is the logit of the loss; `outside` is without D."""
+        config, outputs = self.config, self.outputs(batch)
+        inside = config.alpha if config.regulariser == "difference" else 0.0
+        ratios, divergences = masked_sum(outputs.log_ratios(), outputs.rows.loss, dim=-1), self.divergences(outputs)
+        own = config.beta * ratios - inside * divergences
+        return torch.stack([a + config.gamma * k for a, k in zip(sides(own), self.log_kernels(batch))], 1)
+
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, outputs = self.config, self.outputs(batch)
         chosen, rejected = sides(masked_sum(outputs.log_ratios(), outputs.rows.loss, dim=-1))
         divergences = sides(self.divergences(outputs))
-        contrast = self.contrast(batch)
+        first, second = self.log_kernels(batch)
+        contrast = first - second
         loss = dpo_kernels_loss(
             config.beta * (chosen - rejected),
             contrast,

@@ -33,6 +33,7 @@ checked by duality on enumerated problems.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,7 +51,7 @@ from relent.errors import DataError
 from relent.files import whole
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
-from relent.language.regulariser import ObjectiveDivergence
+from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.base import PairMethod
 from relent.methods.alignment.preference import (
     positive,
@@ -60,6 +61,7 @@ from relent.methods.alignment.preference import (
     token_log_ratios,
 )
 from relent.methods.config import MethodConfig, hyperparameter
+from relent.tasks.preference_alignment.references import write_references
 from relent.tasks.preference_alignment.sampling import completion_log_probs
 from relent.tasks.stored import read_array
 
@@ -77,9 +79,6 @@ LEARNING_RATE_FACTOR = 0.25
 
 FIRST_VALUE = {"reverse_kl": -1.0}
 """V of form C at the start, where φ′(V) = 1 and the step is SFT's; 0 for all others."""
-
-LEARNT_FROM = ("train", "validation")
-"""Splits whose pairs are scored by the fine-tuned model."""
 
 
 class Config(MethodConfig):
@@ -340,9 +339,17 @@ class ImplicitReward(PairMethod):
         if not place.is_dir():
             raise DataError(f"{place}: does not exist; train the stage sft first")
         group = zarr.open_group(place, mode="r")
-        for split in LEARNT_FROM:
+        for split, pairs in self.task.base.pairs.items():
             stored = torch.from_numpy(read_array(group, split, place))
-            self.task.base.pairs[split] = replace(self.task.base.pairs[split], reference=stored)
+            self.task.base.pairs[split] = replace(pairs, reference=stored)
+
+    def regulariser(self) -> Regulariser:
+        """β·KL(policy ‖ fine-tuned model)."""
+        return Regulariser(self.config.beta, reference="first")
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
+        """β log π/π_sft of both completions."""
+        return self.config.beta * torch.stack([side.log_ratio() for side in self.pair(batch)], 1)
 
     def objective_divergence(self) -> ObjectiveDivergence | None:
         """That of the fine-tuning, where it has one."""
@@ -409,14 +416,20 @@ class ImplicitReward(PairMethod):
         return losses, config.sft_beta * token_log_ratios(policy, reference), rows.loss
 
     def write_extras(self, folder: Path) -> None:
-        """`reference.zarr` of the first stage: log-probabilities of the pairs' tokens, (N, 2, T), by split."""
+        """`reference.zarr` of the first stage: log-probabilities of the pairs' tokens, (N, 2, T), by split.
+
+        Of the second `references.zarr`: the fine-tuned model's of all completions, where they are few.
+        """
+        if not self.fine_tunes and self.task.evaluation.exact:
+            first = copy.deepcopy(self.network)
+            first.load_state_dict(self.task.weights("sft"))
+            write_references(folder, self.task, {"first": first})
         if not self.fine_tunes or self.task.base is None:
             return
         texts = self.task.texts
         with whole(folder / "reference.zarr") as temporary:
             group = zarr.create_group(store=temporary)
-            for split in LEARNT_FROM:
-                pairs = self.task.base.pairs[split]
+            for split, pairs in self.task.base.pairs.items():
                 sides = [
                     completion_log_probs(
                         self.network, texts, texts.completed(pairs.prompt.tolist(), pairs.tokens[:, i], lengths)

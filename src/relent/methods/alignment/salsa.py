@@ -28,19 +28,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import zarr
 from torch import Tensor
 
 from relent.divergences.logits import log_mixture, renormalised
-from relent.divergences.reduction import upcast
+from relent.divergences.reduction import masked_sum, upcast
 from relent.files import whole
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import token_log_probs
+from relent.language.regulariser import Regulariser
 from relent.methods.alignment.config import ProximalConfig
 from relent.methods.alignment.proximal import ProximalMethod
 from relent.methods.alignment.sft import sft_loss
 from relent.methods.config import hyperparameter
 from relent.models.causal_lm import CausalLM
+from relent.tasks.preference_alignment.references import write_references
 from relent.train.sampling import derive_seed
 
 ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -238,6 +239,17 @@ class SALSA(ProximalMethod):
 
     # ------------------------------------------------------------------------------------------ the reference
 
+    def regulariser(self) -> Regulariser | None:
+        """β·KL(policy ‖ soup); of the mean of two KLs none."""
+        return Regulariser(self.config.beta, reference="soup") if self.config.penalty == "soup" else None
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
+        """β log π/π_soup of both completions; with `mean_kl` log π_soup is the mean of two log-probabilities."""
+        sides = [TokenBatch.from_tensors(batch, f"{name}_") for name in ("chosen", "rejected")]
+        ratios = [self.token_log_probs(rows) - self.reference_log_probs(rows) for rows in sides]
+        sums = [masked_sum(values, rows.loss, dim=-1) for values, rows in zip(ratios, sides)]
+        return self.config.beta * torch.stack(sums, 1)
+
     def reference_network(self) -> CausalLM:
         """The soup."""
         return self._network(self.task.weights("soup"))
@@ -275,11 +287,8 @@ class SALSA(ProximalMethod):
         if self.spec.stage == "soup":
             self._write_path(folder / "soup.csv")
         elif self.spec.final and self.task.evaluation.exact:
-            with whole(folder / "references.zarr") as temporary:
-                group = zarr.create_group(store=temporary)
-                group.attrs.update(data_checksum=self.task.texts.checksum)
-                for name, state in (("first", self._state("sft_1")), ("soup", self.task.weights("soup"))):
-                    group.create_array(name, data=self.task.network_law(self._network(state)).table().numpy())
+            states = {"first": self._state("sft_1"), "soup": self.task.weights("soup")}
+            write_references(folder, self.task, {name: self._network(state) for name, state in states.items()})
 
     def _write_path(self, path: Path) -> None:
         """At each α the validation loss a token and, where the data have a reward, its mean and that mean's error."""

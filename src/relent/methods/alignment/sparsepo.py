@@ -31,7 +31,7 @@ from relent.divergences.reduction import as_mask, masked_mean, masked_sum, upcas
 from relent.language.batches import TokenBatch
 from relent.language.layers import ActivationKind, activation_means, hidden_states
 from relent.language.log_probs import LMOutput
-from relent.language.regulariser import ObjectiveDivergence
+from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, pair_rows, sides
 from relent.methods.alignment.masks import TokenMask, activation_mask, mask_sparsity, random_mask, write_masks
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
@@ -162,6 +162,19 @@ class SparsePO(ReferencedPairMethod):
     def objective_divergence(self) -> ObjectiveDivergence:
         return ObjectiveDivergence("forward_kl", "tokens")
 
+    def regulariser(self) -> Regulariser | None:
+        """None where tokens have weights; with masks of 1 that of TDPO1, without KLs that of DPO."""
+        kinds = (self.config.reward_mask, self.config.kl_mask)
+        if kinds == ("unit", "unit"):
+            return Regulariser(self.config.beta, level="token")
+        return super().regulariser() if kinds == ("unit", "zero") else None
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
+        """β (u + D), whose difference is the logit of the loss."""
+        answers, _ = self._answers(batch)
+        sums = [ratios + kls for ratios, kls in (answer.weighted() for answer in answers)]
+        return self.config.beta * torch.stack(sums, 1)
+
     def setup_method(self) -> None:
         """Add the learned masks; a common one is that of the reward."""
         super().setup_method()
@@ -195,6 +208,13 @@ class SparsePO(ReferencedPairMethod):
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self.config
+        (chosen, rejected), masks = self._answers(batch)
+        loss = sparsepo_loss(chosen, rejected, beta=config.beta, reward_l1=config.reward_l1, kl_l1=config.kl_l1)
+        self._log(chosen, rejected, masks)
+        return {"preference": loss.mean()}
+
+    def _answers(self, batch: dict[str, Tensor]) -> tuple[list[MaskedAnswer], dict[str, Tensor | None]]:
+        """Preferred completions and others, and the masks of both."""
         rows, stored = pair_rows(batch)
         reference, reward, kl = self.reference_and_masks(rows)
         outputs = PairOutputs(rows, self.network(rows), reference, stored)
@@ -202,12 +222,10 @@ class SparsePO(ReferencedPairMethod):
         # A common mask stays one tensor, by which the loss knows that it is to be counted once.
         reward_sides, kl_sides = (_sides(reward), _sides(kl))
         kl_sides = reward_sides if self.one_mask else kl_sides
-        chosen, rejected = map(MaskedAnswer, *map(sides, columns), reward_sides, kl_sides)
-        loss = sparsepo_loss(chosen, rejected, beta=config.beta, reward_l1=config.reward_l1, kl_l1=config.kl_l1)
-        self._log(chosen, rejected, {"reward": reward, "kl": kl}, rows.loss)
-        return {"preference": loss.mean()}
+        return list(map(MaskedAnswer, *map(sides, columns), reward_sides, kl_sides)), {"reward": reward, "kl": kl}
 
-    def _log(self, chosen: MaskedAnswer, rejected: MaskedAnswer, masks: dict[str, Tensor | None], mask: Tensor) -> None:
+    def _log(self, chosen: MaskedAnswer, rejected: MaskedAnswer, masks: dict[str, Tensor | None]) -> None:
+        mask = torch.cat([chosen.mask, rejected.mask])
         rewards = (sparsepo_rewards(answer, beta=self.config.beta) for answer in (chosen, rejected))
         found = reward_diagnostics(*rewards)
         for name, answer in (("chosen", chosen), ("rejected", rejected)):

@@ -9,6 +9,10 @@ Zeng, Liu, Ma, Yang, Zhang, Wang, "Token-level Direct Preference Optimization", 
 A chosen answer's divergence raises the margin; TDPO2 takes that part of the gradient away. With α = 0 it
 is DPO. As the official code (`Vance0124/Token-level-Direct-Preference-Optimization`): α 0.5, β 0.1.
 
+TDPO1 is the likelihood of preferences under the reward r = β (ρ + D) + V(x) of a policy that improves the reference one
+token at a time (`relent.language.exact.token_level_optimum`), not under that of DPO's optimum, and a run is judged by
+it. TDPO2 changes the loss without such a policy: its implicit reward is β (ρ + α D), and it has no optimum of its own.
+
 [paper], [code] both losses, α, β; ours: networks and recipe.
 """
 
@@ -16,11 +20,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from relent.divergences.discrete import forward_kl
 from relent.divergences.reduction import masked_sum, upcast
-from relent.language.regulariser import ObjectiveDivergence
+from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.distributions import ReferencedPairMethod, sides
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
 from relent.methods.config import MethodConfig, hyperparameter
@@ -80,9 +85,12 @@ def tdpo_loss(
     return preference_loss(positive(beta, "beta") * (ratio_margin - divergence_margin))
 
 
-def tdpo_rewards(log_ratios: Tensor, sequence_kl: Tensor, *, beta: float) -> Tensor:
-    """β (ρ − D) of each answer, (B,), detached: what the official code logs as the reward."""
-    return positive(beta, "beta") * (log_ratios - sequence_kl).detach()
+def tdpo_rewards(log_ratios: Tensor, sequence_kl: Tensor, *, beta: float, weight: float = 1.0) -> Tensor:
+    """β (ρ + w D) of each answer, (B,), detached; with w = 1 what the official code logs of both versions.
+
+    Its difference is TDPO1's logit; that of TDPO2 has w = α.
+    """
+    return positive(beta, "beta") * (upcast(log_ratios) + weight * sequence_kl).detach()
 
 
 class TDPO(ReferencedPairMethod):
@@ -94,11 +102,32 @@ class TDPO(ReferencedPairMethod):
     def objective_divergence(self) -> ObjectiveDivergence:
         return ObjectiveDivergence("forward_kl", "tokens")
 
+    @property
+    def kl_weight(self) -> float:
+        """Of D in the logit."""
+        return 1.0 if self.config.version == 1 else self.config.alpha
+
+    def regulariser(self) -> Regulariser | None:
+        """Of TDPO1 that of tokens; of TDPO2 none, unless it is DPO."""
+        if self.config.version == 1:
+            return Regulariser(self.config.beta, level="token")
+        return None if self.kl_weight else super().regulariser()
+
+    def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
+        answers = zip(*self._ratios_and_kls(batch))
+        return torch.stack([tdpo_rewards(*a, beta=self.config.beta, weight=self.kl_weight) for a in answers], 1)
+
+    def _ratios_and_kls(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """ρ and D, (B,), of preferred completions and of the others."""
+        outputs = self.outputs(batch)
+        ratios, kls = (
+            sides(masked_sum(values, outputs.rows.loss, dim=-1))
+            for values in (outputs.log_ratios(), outputs.token_kl())
+        )
+        return ratios, kls
+
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        config, outputs = self.config, self.outputs(batch)
-        mask = outputs.rows.loss
-        ratios = sides(masked_sum(outputs.log_ratios(), mask, dim=-1))
-        kls = sides(masked_sum(outputs.token_kl(), mask, dim=-1))
+        config, (ratios, kls) = self.config, self._ratios_and_kls(batch)
         loss = tdpo_loss(*ratios, *kls, beta=config.beta, version=config.version, alpha=config.alpha)
         rewards = (tdpo_rewards(*answer, beta=config.beta) for answer in zip(ratios, kls))
         self.log_terms(reward_diagnostics(*rewards) | {"chosen_kl": kls[0].mean(), "rejected_kl": kls[1].mean()})

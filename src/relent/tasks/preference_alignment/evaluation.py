@@ -20,6 +20,7 @@ from relent.errors import DataError
 from relent.evaluate.run import Evaluation
 from relent.figures import COLOURS, plain
 from relent.language.exact import (
+    SequenceSpace,
     expected_distinct,
     expected_reward,
     frontier,
@@ -48,7 +49,7 @@ from relent.tasks.preference_alignment.image_samples import (
 from relent.tasks.preference_alignment.laws import completion_rewards
 from relent.tasks.preference_alignment.masks import draw_masks, evaluate_masks
 from relent.tasks.preference_alignment.options import EvaluationOptions, data_options
-from relent.tasks.preference_alignment.references import evaluate_references
+from relent.tasks.preference_alignment.references import distances, read_references
 from relent.tasks.preference_alignment.target import draw_estimates, evaluate_target, read_estimates
 from relent.tasks.stored import open_predictions, read_array, training_costs
 
@@ -102,8 +103,9 @@ def evaluate(spec: RunSpec, folder: Path) -> Evaluation:
     table = _checked_table(torch.from_numpy(read_array(root, "table", place)).double(), place)
     reference, rewards = reference_and_rewards(texts, base, spec.inputs["teacher"])
     target_scores, target_settings = evaluate_target(folder, texts.checksum, table, reference)
-    scores |= exact_scores(table, reference, rewards, regulariser, options) | target_scores
-    scores |= evaluate_references(folder, texts.checksum, table)
+    models = read_references(folder, texts.checksum)
+    best = own_optimum(regulariser, {"base": reference} | models, rewards, texts.space, folder)
+    scores |= exact_scores(table, reference, rewards, best, options) | distances(table, models) | target_scores
     settings |= target_settings | {
         "estimator": "enumeration",
         "completions": texts.space.size,
@@ -162,6 +164,30 @@ def _own_regulariser(root: zarr.Group, place: Path) -> Regulariser | None:
     return Regulariser.of(stored)
 
 
+def own_optimum(
+    regulariser: Regulariser | None, models: Mapping[str, Tensor], rewards: Tensor, space: SequenceSpace, folder: Path
+) -> Tensor | None:
+    """log π*(y|x) of reward less the run's own penalty, (P, N) float64; None: it has none.
+
+    Args:
+        regulariser: The penalty.
+        models: log-probabilities (P, N) of the models that a policy may be held to, by name.
+        rewards: (P, N).
+        space: The N completions.
+        folder: Of the run, for the message.
+
+    Raises:
+        DataError: The run does not hold the model that its policy is held to.
+    """
+    if regulariser is None:
+        return None
+    if regulariser.reference not in models:
+        raise DataError(
+            f"{folder / 'references.zarr'}: has no {regulariser.reference!r}, which the run was held to; train it again"
+        )
+    return regulariser.optimum(models[regulariser.reference], rewards, space)
+
+
 def _checked_table(table: Tensor, place: Path) -> Tensor:
     mass = table.logsumexp(-1)
     if not bool((mass.abs() < TOLERANCE).all()):
@@ -182,14 +208,14 @@ def reference_and_rewards(texts: PreferenceTexts, base: BaseOutputs, folder: str
 
 
 def exact_scores(
-    table: Tensor, reference: Tensor, rewards: Tensor, regulariser: Regulariser | None, options: EvaluationOptions
+    table: Tensor, reference: Tensor, rewards: Tensor, best: Tensor | None, options: EvaluationOptions
 ) -> dict[str, float]:
     """Scores of a policy whose probability of every completion is known; means over the prompts.
 
     Args:
         table, reference: log π(y|x) and log π_ref(y|x), (P, N) float64.
         rewards: r(x, y), (P, N).
-        regulariser: Of the run's own objective, whose optimum the policy is set against; None: it has none.
+        best: log π*(y|x) of the run's own objective, (P, N), which the policy is set against; None: it has none.
         options: β of the task, whose objective is E_π[r] − β·KL(π ‖ π_ref) with the maximum β·log Z; and the number of
             samples of which the expected number of different ones is told.
     """
@@ -206,8 +232,7 @@ def exact_scores(
         "entropy": float(entropy(table).mean()),
         "distinct": float(expected_distinct(table, options.distinct).mean()),
     }
-    if regulariser is not None:
-        best = regulariser.optimum(reference, rewards)
+    if best is not None:
         scores["kl_to_optimum"] = float(forward_kl(table, best).mean())
         scores["kl_from_optimum"] = float(reverse_kl(table, best).mean())
     return scores
@@ -217,8 +242,8 @@ def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, regulariser: R
     """How well log π(y|x) − log π_ref(y|x) tells the preferred completion of the test pairs.
 
     `preference_accuracy` is against the labels, `ranking_accuracy` against the rewards that they were drawn from, if
-    any. σ of the difference of the run's implicit rewards is a probability, and its calibration against the labels is
-    told.
+    any. σ of the difference of the run's implicit rewards (`PolicyMethod.implicit_rewards`, or the regulariser's) is a
+    probability, and its calibration against the labels is told.
     """
     pairs = base.pairs["test"]
     policy = torch.stack([torch.from_numpy(read_array(root, f"pairs/{side}", place)) for side in SIDES], 1)
@@ -230,8 +255,12 @@ def pair_scores(root: zarr.Group, place: Path, base: BaseOutputs, regulariser: R
         better = torch.sign(pairs.rewards[:, 0] - pairs.rewards[:, 1])
         agreeing = (torch.sign(difference) * better > 0).double() + 0.5 * (difference == 0).double()
         scores["ranking_accuracy"] = float(agreeing[better != 0].mean())
-    if regulariser is not None:
+    implicit: Tensor | None = None
+    if "pairs/implicit_rewards" in root:
+        implicit = torch.from_numpy(read_array(root, "pairs/implicit_rewards", place)).double()
+    elif regulariser is not None:
         implicit = regulariser.implicit_reward(ratio)
+    if implicit is not None:
         logits = implicit[:, 0] - implicit[:, 1]
         scores["preference_nll"] = float(-torch.nn.functional.logsigmoid(logits).mean())
         confidence = torch.sigmoid(logits.abs())

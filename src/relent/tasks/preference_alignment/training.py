@@ -130,9 +130,13 @@ class PreferenceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split, in order."""
-        long = isinstance(self.validation, PairRows)
-        size = self.config.batch_size // self.config.accumulate if long else VALIDATION_ROWS
-        return DataLoader(self.validation, batch_size=size, collate_fn=_as_is)
+        return rows_in_order(self.validation, self.config)
+
+
+def rows_in_order(items: Items, config: MethodConfig) -> DataLoader[Batch]:
+    """Batches without gradient; of long completions not more rows than a step of training takes at a time."""
+    size = config.batch_size // config.accumulate if isinstance(items, PairRows) else VALIDATION_ROWS
+    return DataLoader(items, batch_size=size, collate_fn=_as_is)
 
 
 class Task(TrainingTask):
@@ -270,6 +274,9 @@ class Task(TrainingTask):
             for side, name in enumerate(SIDES):
                 values = law.log_probs(pairs.prompt, pairs.tokens[:, side], pairs.lengths[:, side])
                 root.create_array(f"pairs/{name}", data=values.numpy())
+            implicit = self._implicit_rewards(module)
+            if implicit is not None:
+                root.create_array("pairs/implicit_rewards", data=implicit.numpy())
             if self.evaluation.exact:
                 root.create_array("table", data=law.table().numpy())
             elif law.can_be_sampled:
@@ -277,6 +284,19 @@ class Task(TrainingTask):
                 self._write_samples(law, root, reference)
                 if isinstance(law, NetworkLaw):
                     self._write_states(law, root, pairs)
+
+    @torch.no_grad()
+    def _implicit_rewards(self, module: Method) -> Tensor | None:
+        """Of the test pairs, (N, 2) float64, by a method that has its own."""
+        if not isinstance(module, PolicyMethod):
+            return None
+        found = []
+        for batch in rows_in_order(self._items("test"), module.config):
+            rewards = module.implicit_rewards({name: values.to(module.device) for name, values in batch.items()})
+            if rewards is None:
+                return None
+            found.append(rewards.double().cpu())
+        return torch.cat(found)
 
     def _pairs(self, base: CausalLM | PositionwiseLM, split: str) -> Pairs:
         """The user's own pairs, or pairs of completions that the base model gives."""
