@@ -64,6 +64,16 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
+def joined(points: np.ndarray, steps: int = 16) -> np.ndarray:
+    """Points (N, 2) with `steps` between each and the next, ((N − 1)·steps + 1, 2), by linear interpolation.
+
+    A line through them is straight in the data's units whatever the scale of the axes is: on one that grows as the root
+    a chord would lie above a concave curve through the same two points.
+    """
+    places = np.linspace(0, len(points) - 1, (len(points) - 1) * steps + 1)
+    return np.stack([np.interp(places, np.arange(len(points)), column) for column in points.T], 1)
+
+
 def plain(axes: Axes) -> None:
     """Light grid, no frame above and on the right."""
     axes.grid(alpha=0.3, lw=0.6)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from relent.compare.results import RunResult
+from relent.figures import joined
 from relent.language.exact import FrontierPoint
 from relent.tasks.preference_alignment.comparison import curves, draw, frontier_figure
 
@@ -60,8 +61,9 @@ def test_other_strengths(name):
 def test_a_line_joins_means_over_seeds_and_dots_are_the_seeds():
     runs = sweep("dpo", "beta", BETAS, seeds=3)
     left = frontier_figure(runs)[0].axes[0]
-    line = next(line for line in left.lines if len(line.get_xdata()) == 4)
-    for value, x, y in zip((0.1, 0.3, 1.0, 3.0), line.get_xdata(), line.get_ydata()):
+    line = next(line for line in left.lines if line.get_markevery())
+    marks = slice(None, None, line.get_markevery())
+    for value, x, y in zip((0.1, 0.3, 1.0, 3.0), line.get_xdata()[marks], line.get_ydata()[marks], strict=True):
         own = [run for run in runs if run.config["hyperparameters"]["beta"] == value]
         assert x == pytest.approx(np.mean([run.scores["kl_to_reference"] for run in own]))
         assert y == pytest.approx(np.mean([run.scores["expected_reward"] for run in own]))
@@ -69,6 +71,27 @@ def test_a_line_joins_means_over_seeds_and_dots_are_the_seeds():
     assert sorted(x for line in dots for x in line.get_xdata()) == pytest.approx(
         sorted(run.scores["kl_to_reference"] for run in runs)
     )
+
+
+def test_lines_are_straight_in_the_units_of_the_data():
+    """So that none between two policies below the optimum's concave line crosses it on an axis that grows as the root."""
+    points = np.array([[0.0, 1.0], [4.0, 3.0], [5.0, 0.0]])
+    found = joined(points, 4)
+    assert found[::4] == pytest.approx(points)
+    assert found[:5, 1] == pytest.approx(1 + found[:5, 0] / 2)
+    left = frontier_figure(sweep("dpo", "beta", BETAS))[0].axes[0]
+    line = next(line for line in left.lines if line.get_markevery())
+    x, y = (np.asarray(values)[: line.get_markevery() + 1] for values in line.get_data())
+    assert y == pytest.approx(y[0] + (x - x[0]) / (x[-1] - x[0]) * (y[-1] - y[0]))
+
+
+def test_runs_towards_a_constraint_are_left_out(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    runs = sweep("dpo", "beta", BETAS)
+    away = run("f_dpg", "word", 0, {"beta": None}, kl=9.0, scores={"constraint_rate": 0.9})
+    assert draw([*runs, away], tmp_path / "a") == draw(runs, tmp_path / "b")
+    assert (tmp_path / "a" / "frontier.png").read_bytes() == (tmp_path / "b" / "frontier.png").read_bytes()
 
 
 def test_fifteen_methods_have_looks_of_their_own_and_one_entry_each_in_the_legend(tmp_path):

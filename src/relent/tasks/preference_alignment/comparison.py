@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relent.compare.results import RunResult, by_label
-from relent.figures import plain, styles
+from relent.figures import joined, plain, styles
 from relent.tasks.preference_alignment.advice import strength
 from relent.tasks.preference_alignment.evaluation import draw_frontier
 from relent.tasks.preference_alignment.image_samples import draw_grid
@@ -27,6 +27,8 @@ GAINS = (
     ("preference_accuracy", "share of preferences agreed with"),
 )
 """Scores that a policy gains by leaving the reference, the first that there is, and their words."""
+STEPS = 16
+"""Pieces of a line between two runs."""
 PANELS, SAMPLES = 6, 4
 """Models side by side, at most, and samples of a caption, in the figure of samples."""
 Curve = list[list[RunResult]]
@@ -43,8 +45,9 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     Returns:
         File name → caption.
     """
-    # A reward model that cannot be judged as a policy has no KL, pairs of the user's own have no reward.
-    runs = [run for run in runs if "kl_to_reference" in run.scores]
+    # A reward model that cannot be judged as a policy has no KL, pairs of the user's own have no reward. What is trained
+    # towards a constraint does not seek reward.
+    runs = [run for run in runs if "kl_to_reference" in run.scores and "constraint_rate" not in run.scores]
     if not runs:
         return {}
     figure, words = frontier_figure(runs)
@@ -55,7 +58,7 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     return captions | {
         "frontier.png": f"{words.capitalize()} over KL to the reference (the axis grows as its root) and over entropy. "
         "A line joins the variants of a method that differ in strength alone (β, λ, or n); hollow marks are its other "
-        f"variants; a mark is the mean over seeds, a dot one seed.{line}"
+        f"variants; a mark is the mean over seeds, a dot one seed. Runs towards a constraint are left out.{line}"
     }
 
 
@@ -137,7 +140,7 @@ def _draw_curve(axes: Axes, curve: Curve, over: str, gained: str, look: dict[str
     """Means over seeds, joined where there is more than one variant, and the seeds themselves."""
     points = [np.array([[run.scores[over], run.scores[gained]] for run in members]) for members in curve]
     means = np.array([values.mean(0) for values in points])
-    axes.plot(*means.T, alpha=0.9, **look)
+    axes.plot(*joined(means, STEPS).T, alpha=0.9, markevery=STEPS, **look)
     for values in points:
         if len(values) > 1:
             axes.plot(*values.T, ls="", marker=".", ms=3, alpha=0.5, color=look["color"])

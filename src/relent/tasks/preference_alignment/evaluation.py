@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import zarr
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from relent.divergences.discrete import entropy, forward_kl, reverse_kl
 from relent.errors import DataError
 from relent.evaluate.run import Evaluation
-from relent.figures import COLOURS, plain
+from relent.figures import COLOURS, joined, plain
 from relent.language.exact import (
     SequenceSpace,
     expected_distinct,
@@ -54,7 +55,7 @@ from relent.tasks.preference_alignment.target import draw_estimates, evaluate_ta
 from relent.tasks.stored import open_predictions, read_array, training_costs
 
 BINS = 10
-BETAS = tuple(10 ** (exponent / 8) for exponent in range(-12, 17))
+BETAS = tuple(10 ** (exponent / 16) for exponent in range(-24, 33))
 """β of the points at which the optimum's frontier is stored: 0.03 to 100."""
 TOLERANCE = 1e-5
 """How far a table's total probability may be from one."""
@@ -359,5 +360,6 @@ def draw(spec: RunSpec, folder: Path, evaluation: Evaluation, into: Path) -> Non
 def draw_frontier(axes: Any, rows: list[dict[str, Any]], over: Literal["kl", "entropy"] = "kl") -> None:
     """The exact optimum's reward over its KL or entropy, a line."""
     ordered = sorted(rows, key=lambda row: row["kl"])
-    axes.plot([row[over] for row in ordered], [row["reward"] for row in ordered], color="0.6", lw=2.2, label="optimum")
+    points = joined(np.array([[row[over], row["reward"]] for row in ordered]))
+    axes.plot(*points.T, color="0.6", lw=2.2, label="optimum")
     plain(axes)
