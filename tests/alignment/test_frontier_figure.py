@@ -74,7 +74,7 @@ def test_a_line_joins_means_over_seeds_and_dots_are_the_seeds():
 
 
 def test_lines_are_straight_in_the_units_of_the_data():
-    """So that none between two policies below the optimum's concave line crosses it on an axis that grows as the root."""
+    """So that none between two policies crosses the optimum's concave line on an axis that grows as the root."""
     points = np.array([[0.0, 1.0], [4.0, 3.0], [5.0, 0.0]])
     found = joined(points, 4)
     assert found[::4] == pytest.approx(points)

@@ -38,7 +38,9 @@ Runs = Mapping[tuple[str, str, float], tuple[dict[str, str] | None, tuple[float,
 def section(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
     """Give a function from (method, variant, β) → (divergence, means) to the section, its runs at some seeds."""
 
-    def made(runs: Runs, seeds: int = 5, spread: float = 1.0) -> dict[str, Any] | None:
+    def made(
+        runs: Runs, seeds: int = 5, spread: float = 1.0, changes: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         task = make_task(kind="preference_alignment", metrics=METRICS, primary_metric="objective", baseline="sft")
         results: list[RunResult] = []
         for number, ((method, variant, beta), (divergence, means)) in enumerate(runs.items()):
@@ -47,8 +49,9 @@ def section(tmp_path: Path) -> Callable[..., dict[str, Any] | None]:
                 noise = spread * NOISE[(seed + number) % len(NOISE)] * (1 + number)
                 objective, kl, entropy, ece = (mean + noise for mean in means)
                 scores = {"objective": objective, "expected_reward": objective + kl, "kl_to_reference": kl}
-                scores |= {"entropy": entropy, "preference_ece": ece}
-                values = {"beta": beta} if beta else {}
+                change = (changes or {}).get(variant, {}) if method == "f_dpg" else {}
+                scores |= {"entropy": entropy, "preference_ece": ece} | change.get("scores", {})
+                values = ({"beta": beta} if beta else {}) | change.get("values", {})
                 folder = write_run(tmp_path, method, seed, scores, variant=variant, hyperparameters=values)
                 label = method if variant == "default" else f"{method}:{variant}"
                 results.append(
@@ -127,6 +130,31 @@ def test_within_one_method_and_strength_its_divergences_are_compared_alone(secti
     assert best["the highest reward less KL"] == "α-divergence (α 0.5) to the reference"
     assert best["diverse completions"] == best["the smallest drift from the reference"] == "forward KL to the reference"
     assert all("told apart from the only other divergence" in s["sentence"] for s in within)
+
+
+def test_runs_that_differ_in_more_than_the_divergence_are_not_compared_within_their_method(section):
+    """Nor are runs towards a constraint told at all."""
+    other = {"policy_class": "positions"}
+    runs = CLEAR | {
+        ("f_dpg", "forward_kl", 1.0): (FORWARD, (0.9, 1.5, 3.0, 0.8)),
+        ("f_dpg", "positions", 1.0): (JS, (0.9, 1.5, 3.0, 0.8)),
+        ("f_dpg", "positions_reverse", 1.0): (REVERSE, (0.8, 1.5, 3.0, 0.8)),
+        ("f_dpg", "word", 1.0): (ALPHA, (9.0, 1.5, 3.0, 0.8)),
+    }
+    changes = {"positions": {"values": other}, "positions_reverse": {"values": other}}
+    changes |= {"word": {"scores": {"constraint_rate": 0.9}}, "default": {"values": {"policy_class": "network"}}}
+    changes |= {"forward_kl": {"values": {"policy_class": "network"}}}
+    found = section(runs, changes=changes)
+    within = [
+        s for s in found["statements"] if s["goal"] == "diverse completions" and s["sentence"].startswith("Within")
+    ]
+    words = [s["sentence"].split(",")[0] for s in within]
+    assert words == [
+        "Within f_dpg at beta 1 and policy_class network",
+        "Within f_dpg at beta 1 and policy_class positions",
+    ]
+    assert {row["label"] for row in found["rows"]}.isdisjoint({"f_dpg:word"})
+    assert said(found, "highest reward less KL")["best"] == "dpo"
 
 
 def test_one_seed_decides_nothing(section):

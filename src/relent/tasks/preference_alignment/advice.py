@@ -17,6 +17,8 @@ from relent.manifest.models import Direction, Task
 
 STRENGTHS = ("beta", "kl_weight", "n")
 """Hyperparameters that say how far a policy may go from the reference; a method has one of them, or none."""
+DIVERGENCE = ("divergence", "alpha", "order", "objective", "direction")
+"""Hyperparameters that choose the divergence, or a member of its family."""
 COLUMNS = (
     *("expected_reward", "kl_to_reference", "regret", "frontier_gap", "entropy", "distinct"),
     *("preference_accuracy", "preference_ece"),
@@ -45,8 +47,8 @@ OTHERS = {
 NOTES = (
     "The divergence is that of a run's objective, between the policy and what its method holds it to or draws it to: "
     "reverse KL is KL(policy ‖ other), forward KL is KL(other ‖ policy). Methods differ in more than that: in whether "
-    "they see rewards or preferences, and in how strongly they hold the policy. Runs of one method at one strength "
-    "speak of the divergence alone.",
+    "they see rewards or preferences, and in how strongly they hold the policy. Runs of one method that differ in "
+    "nothing else speak of the divergence alone. Runs towards a constraint do not seek reward and are left out.",
     "The best run is chosen by the data, so the tests of a sentence are Holm-corrected over all pairs of its runs. In "
     "brackets after what is not told apart: its best run, and the seeds that would decide.",
 )
@@ -77,6 +79,11 @@ def strength(run: RunResult) -> tuple[str, float]:
     return next(((name, float(values[name])) for name in STRENGTHS if values.get(name) is not None), ("", 0.0))
 
 
+def seeks_reward(run: RunResult) -> bool:
+    """Whether the run is one for more reward, and not one towards a constraint."""
+    return "constraint_rate" not in run.scores
+
+
 def sections(task: Task, runs: Sequence[RunResult], comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The section of the page; none where the runs have fewer than two divergences.
 
@@ -89,7 +96,7 @@ def sections(task: Task, runs: Sequence[RunResult], comparison: Mapping[str, Any
         Sections with `title`, `notes`, `statements` (each with its `sentence`, the `best` label and divergence, and
         the labels `tied` with it), `columns` (metrics) and `rows` (labels with their means and intervals).
     """
-    first = {label: members[0] for label, members in by_label(runs).items()}
+    first = {label: members[0] for label, members in by_label(runs).items() if seeks_reward(members[0])}
     divergences = {label: words for label, run in first.items() if (words := divergence_in_words(run))}
     if len(set(divergences.values())) < 2:
         return []
@@ -158,20 +165,32 @@ def _nearest(comparison: Mapping[str, Any], scores: Scores) -> str:
 def _within(
     comparison: Mapping[str, Any], scores: Scores, divergences: Mapping[str, str], first: Mapping[str, RunResult]
 ) -> list[dict[str, Any]]:
-    """A statement a goal over the runs of one method and strength, wherever these have several divergences."""
-    groups: dict[tuple[str, str, float], set[str]] = {}
+    """A statement a goal over the runs of one method that differ in nothing but their divergences."""
+    groups: dict[tuple[str, str], set[str]] = {}
     for label in divergences:
-        groups.setdefault((first[label].method, *strength(first[label])), set()).add(label)
+        groups.setdefault((first[label].method, repr(_rest(first[label]))), set()).add(label)
+    groups = {key: labels for key, labels in groups.items() if len({divergences[label] for label in labels}) > 1}
     found = []
-    for (method, name, value), labels in groups.items():
-        if len({divergences[label] for label in labels}) < 2:
-            continue
-        where = f"Within {method}" + (f" at {name} {value:g}" if name else "")
+    for (method, _), labels in groups.items():
+        alike = [_rest(first[min(others)]) for (other, _), others in groups.items() if other == method]
+        own = _rest(first[min(labels)])
+        # What tells the group from the method's other groups, and its strength.
+        told = [name for name in own if name in STRENGTHS or any(rest.get(name) != own[name] for rest in alike)]
+        words = enumerate_words(
+            [f"{name} {own[name]:g}" if name in STRENGTHS else f"{name} {own[name]}" for name in told]
+        )
+        where = f"Within {method}" + (f" at {words}" if words else "")
         statements = (
             _statement(comparison, goal, f"{where}, for {goal.words}", labels, scores, divergences) for goal in GOALS
         )
         found += [statement for statement in statements if statement]
     return found
+
+
+def _rest(run: RunResult) -> dict[str, Any]:
+    """Hyperparameters that do not choose the divergence, those that are not set left out; by name."""
+    values = run.config["hyperparameters"]
+    return {name: values[name] for name in sorted(values) if name not in DIVERGENCE and values[name] is not None}
 
 
 def _statement(

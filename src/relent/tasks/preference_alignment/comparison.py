@@ -13,7 +13,7 @@ import numpy as np
 
 from relent.compare.results import RunResult, by_label
 from relent.figures import joined, plain, styles
-from relent.tasks.preference_alignment.advice import strength
+from relent.tasks.preference_alignment.advice import seeks_reward, strength
 from relent.tasks.preference_alignment.evaluation import draw_frontier
 from relent.tasks.preference_alignment.image_samples import draw_grid
 
@@ -45,9 +45,8 @@ def draw(runs: list[RunResult], into: Path) -> dict[str, str]:
     Returns:
         File name → caption.
     """
-    # A reward model that cannot be judged as a policy has no KL, pairs of the user's own have no reward. What is trained
-    # towards a constraint does not seek reward.
-    runs = [run for run in runs if "kl_to_reference" in run.scores and "constraint_rate" not in run.scores]
+    # A reward model that cannot be judged as a policy has no KL.
+    runs = [run for run in runs if "kl_to_reference" in run.scores and seeks_reward(run)]
     if not runs:
         return {}
     figure, words = frontier_figure(runs)
