@@ -1,6 +1,6 @@
 """Our DPO and our sampling against TRL's and transformers', on one small model, data and machine.
 
-    python benchmarks/bench_alignment.py [--small] [--rounds 3] [--threads 1]
+    python benchmarks/bench_alignment.py [--small] [--only speed|memory] [--rounds 3] [--threads 1]
 
 A folder with a network of random weights and its tokeniser, and a file of pairs, are what both get: our workflow's
 stages (`prepare`, base model, DPO) and TRL's `DPOTrainer`. Timed are a training from its first batch to its last, the
@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from common import ROOT, Row, environment, mark_stage, print_rows, timed, write_rows
+from common import ROOT, Row, environment, mark_stage, print_rows, results_path, timed, write_rows
 
 TASK = "bench_pairs"
 STEP = "A DPO training"
@@ -390,21 +390,26 @@ def members(*groups: str) -> list[str]:
     return sorted(names, key=lambda name: CONTENDERS[name][0] != REFERENCE)
 
 
-def measure(small: bool, rounds: int, threads: int) -> list[Row]:
-    """Rows of all contenders: medians over rounds, and ratios within one."""
-    size, large = ("small", "memory_small") if small else ("full", "memory")
+def measure_speed(small: bool, rounds: int, threads: int) -> list[Row]:
+    """Rows of all contenders with the small network: medians over rounds, and ratios within one."""
+    size = "small" if small else "full"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spawn(folder, "make", threads, size)
         order = members(STEP, REFERENCE, SAMPLING)
         samples = [{name: spawn(folder, name, threads, size) for name in order} for _ in range(rounds)]
-    rows = table(samples, SIZES[size])
+    return table(samples, SIZES[size])
+
+
+def measure_memory(small: bool, threads: int) -> list[Row]:
+    """Rows of those with the large one."""
+    large = "memory_small" if small else "memory"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spawn(folder, "make", threads, large)
         spawn(folder, "relent, storing", threads, large)
         samples = [{name: spawn(folder, name, threads, large) for name in members(MEMORY)}]
-    return rows + table(samples, SIZES[large])
+    return table(samples, SIZES[large])
 
 
 def table(samples: Sequence[dict[str, Row]], size: Size) -> list[Row]:
@@ -433,6 +438,7 @@ def table(samples: Sequence[dict[str, Row]], size: Size) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny networks, few steps, one round; replaces no results")
+    parser.add_argument("--only", choices=("speed", "memory"), help="one part; the other's results stay")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -442,7 +448,13 @@ def main() -> None:
     if options.worker:
         print(json.dumps(contend(options.worker, options.folder, options.threads, SIZES[options.size])))
         return
-    rows = measure(options.small, 1 if options.small else options.rounds, options.threads)
+    stored = results_path("alignment", options.small)
+    kept = json.loads(stored.read_text()) if options.only and stored.is_file() else []
+    rows = [row for row in kept if (row["name"] == MEMORY) != (options.only == "memory")]
+    if options.only != "memory":
+        rows = measure_speed(options.small, 1 if options.small else options.rounds, options.threads) + rows
+    if options.only != "speed":
+        rows += measure_memory(options.small, options.threads)
     print_rows(rows, ("name", "contender", "seconds", "seconds_ratio", "cpu_seconds_ratio", "peak_mb"))
     write_rows("alignment", rows, options.small, options.threads)
 
