@@ -15,6 +15,7 @@ from synthetic_runs import make_method, make_task, write_run
 
 from relent.compare.results import RunResult, read_run
 from relent.compare.statistics import COLUMNS, MOST_SEEDS, Sample, compare, difference, ranking, seeds_to_decide
+from relent.compare.words import answer
 from relent.errors import DataError
 from relent.scores.inference import holm_confidence, seeds_needed, t_test_power
 
@@ -155,6 +156,16 @@ def test_the_answer_names_what_the_seeds_cannot_tell_apart(runs: list[RunResult]
     assert comparison["answer"] == (
         "pld has the best Accuracy (0.870, 95 % interval 0.845 to 0.895, 3 seeds); not distinguishable from nkd"
     )
+
+
+def test_of_many_that_cannot_be_told_apart_the_best_few_are_named(runs: list[RunResult], tmp_path: Path) -> None:
+    comparison = compare(make_task(), runs, 0.95, tmp_path)
+    first, *others = comparison["ranking"]
+    far = next(entry for entry in others if not entry["tied"])
+    for count, words in ((7, "m0, m1, m2, m3, m4, m5 and m6"), (9, "m0, m1, m2, m3, m4, m5 and 3 more")):
+        tied = [others[0] | {"label": f"m{i}"} for i in range(count)]
+        said = answer(comparison | {"ranking": [first, *tied, far]})
+        assert said.endswith(f"; not distinguishable from {words}")
 
 
 def test_equal_methods_are_rarely_called_worse_than_the_best() -> None:

@@ -53,6 +53,10 @@ def open_in_words(comparison: Mapping[str, Any]) -> str:
     )
 
 
+NAMED = 6
+"""Methods that the answer names where there are many."""
+
+
 def enumerate_words(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -106,4 +110,5 @@ def _tail(comparison: Mapping[str, Any], others: Sequence[Mapping[str, Any]], ti
         return f"; distinguishable from {'the other method' if len(others) == 1 else f'all {len(others)} others'}"
     if len(tied) == len(others) > 1:
         return f"; not distinguishable from any of the {len(others)} others"
-    return f"; not distinguishable from {enumerate_words(tied)}"
+    named = list(tied) if len(tied) <= NAMED + 1 else [*tied[:NAMED], f"{len(tied) - NAMED} more"]
+    return f"; not distinguishable from {enumerate_words(named)}"
