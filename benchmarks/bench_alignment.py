@@ -419,7 +419,6 @@ def table(samples: Sequence[dict[str, Row]], size: Size) -> list[Row]:
         STEP: ("pairs_per_second", pairs),
         REFERENCE: ("pairs_per_second", size.pairs),
         SAMPLING: ("tokens_per_second", size.prompts * size.new_tokens),
-        MEMORY: ("pairs_per_second", pairs),
     }
     rows = []
     for name, (group, words) in CONTENDERS.items():
@@ -427,11 +426,14 @@ def table(samples: Sequence[dict[str, Row]], size: Size) -> list[Row]:
             continue
         first = members(group)[0]
         row: Row = {"name": group, "contender": name, "variant": words}
-        for key in ("seconds", "cpu_seconds", "peak_mb"):
+        # Two steps of one round say nothing of speed.
+        for key in ("cpu_seconds", "peak_mb") if group == MEMORY else ("seconds", "cpu_seconds", "peak_mb"):
             row[key] = statistics.median(sample[name][key] for sample in samples)
             row[f"{key}_ratio"] = statistics.median(sample[name][key] / sample[first][key] for sample in samples)
-        rate, amount = done[group]
-        rows.append(row | {rate: amount / row["seconds"]})
+        if group in done:
+            rate, amount = done[group]
+            row[rate] = amount / row["seconds"]
+        rows.append(row)
     return rows
 
 
