@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from relent.divergences.discrete import forward_kl
 from relent.evaluate.run import evaluate_run
 from relent.language.exact import optimal_log_probs, token_level_optimum
+from relent.language.regulariser import Regulariser
 from relent.tasks.preference_alignment.data import read_base
 from relent.tasks.preference_alignment.laws import completion_rewards
 from relent.train.stage import build, run_stage
@@ -76,3 +77,8 @@ def test_the_optimum_is_that_of_the_objective(judged, name):
     table = torch.from_numpy(root["table"][...]).double()
     assert scores["kl_to_optimum"] == pytest.approx(float(forward_kl(table, best).mean()), abs=1e-9)
     assert scores["kl_from_optimum"] == pytest.approx(float(forward_kl(best, table).mean()), abs=1e-9)
+
+
+def test_an_optimum_of_single_tokens_needs_the_space():
+    with pytest.raises(ValueError, match="needs the space of completions"):
+        Regulariser(1.0, level="token").optimum(torch.zeros(1, 3), torch.zeros(1, 3))

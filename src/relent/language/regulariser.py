@@ -59,9 +59,20 @@ class Regulariser:
         """β [f′(e^ρ) − f′(1)] of ρ = log π(y|x) − log π_ref(y|x), any shape; at the level of completions."""
         return self.beta * self._divergence.score(log_ratios, exponent_ceiling=self.exponent_ceiling)
 
-    def optimum(self, reference_log_probs: Tensor, rewards: Tensor, space: SequenceSpace) -> Tensor:
-        """log π*(y|x) of the objective, (…, N) float64, from log π_ref and r of all N completions of the space."""
+    def optimum(self, reference_log_probs: Tensor, rewards: Tensor, space: SequenceSpace | None = None) -> Tensor:
+        """log π*(y|x) of the objective, (…, N) float64.
+
+        Args:
+            reference_log_probs: (…, N), log π_ref of all N completions.
+            rewards: (…, N).
+            space: The completions; needed at the level of tokens.
+
+        Raises:
+            ValueError: It is missing there.
+        """
         if self.level == "token":
+            if space is None:
+                raise ValueError("the optimum at the level of tokens needs the space of completions")
             return token_level_optimum(reference_log_probs, rewards, self.beta, space)
         if self.divergence == "reverse_kl":
             return optimal_log_probs(reference_log_probs, rewards, self.beta)
