@@ -16,6 +16,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":")
 DPI = 110
+STEPS = 16
+"""Pieces of a line between two points (`joined`)."""
 LEGEND_ENTRY, LEGEND_LETTER = 0.5, 0.055
 """Inches that an entry of a legend and each letter of it take at 8 points."""
 UNITS = {
@@ -64,7 +66,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
-def joined(points: np.ndarray, steps: int = 16) -> np.ndarray:
+def joined(points: np.ndarray, steps: int = STEPS) -> np.ndarray:
     """Points (N, 2) with `steps` between each and the next, ((N − 1)·steps + 1, 2), by linear interpolation.
 
     A line through them is straight in the data's units whatever the scale of the axes is: on one that grows as the root

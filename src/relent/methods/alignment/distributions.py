@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from relent.divergences.fused.losses import fused_forward_kl
 from relent.divergences.logits import tempered_log_probs
+from relent.divergences.reduction import masked_sum
 from relent.language.batches import TokenBatch, concatenate
 from relent.language.log_probs import LMOutput, next_token_head, token_log_probs
 from relent.methods.alignment.base import PairMethod, ReferencedMethod
@@ -34,6 +35,10 @@ class PairOutputs(NamedTuple):
     def log_ratios(self) -> Tensor:
         """log π(y_t|h_t) − log π_ref(y_t|h_t) of each token at its own place, (2B, L)."""
         return token_log_ratios(token_log_probs(self.policy, self.rows), self.stored)
+
+    def sequence_log_ratios(self) -> Tensor:
+        """Their sums, ρ of each completion, (2B,)."""
+        return masked_sum(self.log_ratios(), self.rows.loss, dim=-1)
 
     def token_kl(self) -> Tensor:
         """KL(π_ref(·|h_t) ‖ π(·|h_t)) of the state before each token, at the token's place, (2B, L), 0 elsewhere.

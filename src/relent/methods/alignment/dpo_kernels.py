@@ -33,7 +33,7 @@ from torch import Tensor
 
 from relent.divergences.discrete import forward_kl, jensen_shannon, renyi, squared_hellinger
 from relent.divergences.f_divergence import get_f_divergence
-from relent.divergences.reduction import masked_mean, masked_sum, upcast
+from relent.divergences.reduction import masked_mean, upcast
 from relent.divergences.transport import wasserstein_ordered
 from relent.language.batches import TokenBatch
 from relent.language.regulariser import ObjectiveDivergence, Regulariser
@@ -242,13 +242,12 @@ class DPOKernels(ReferencedPairMethod):
         """β ρ + γ log K − α D, whose difference is the logit of the loss; `outside` is without D."""
         config, outputs = self.config, self.outputs(batch)
         inside = config.alpha if config.regulariser == "difference" else 0.0
-        ratios, divergences = masked_sum(outputs.log_ratios(), outputs.rows.loss, dim=-1), self.divergences(outputs)
-        own = config.beta * ratios - inside * divergences
+        own = config.beta * outputs.sequence_log_ratios() - inside * self.divergences(outputs)
         return torch.stack([a + config.gamma * k for a, k in zip(sides(own), self.log_kernels(batch))], 1)
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, outputs = self.config, self.outputs(batch)
-        chosen, rejected = sides(masked_sum(outputs.log_ratios(), outputs.rows.loss, dim=-1))
+        chosen, rejected = sides(outputs.sequence_log_ratios())
         divergences = sides(self.divergences(outputs))
         first, second = self.log_kernels(batch)
         contrast = first - second

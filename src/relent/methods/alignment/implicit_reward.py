@@ -420,11 +420,15 @@ class ImplicitReward(PairMethod):
 
         Of the second `references.zarr`: the fine-tuned model's of all completions, where they are few.
         """
-        if not self.fine_tunes and self.task.evaluation.exact:
+        if self.fine_tunes:
+            self._write_pairs(folder)
+        elif self.task.evaluation.exact:
             first = copy.deepcopy(self.network)
             first.load_state_dict(self.task.weights("sft"))
             write_references(folder, self.task, {"first": first})
-        if not self.fine_tunes or self.task.base is None:
+
+    def _write_pairs(self, folder: Path) -> None:
+        if self.task.base is None:
             return
         texts = self.task.texts
         with whole(folder / "reference.zarr") as temporary:

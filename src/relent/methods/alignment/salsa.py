@@ -31,11 +31,12 @@ import torch
 from torch import Tensor
 
 from relent.divergences.logits import log_mixture, renormalised
-from relent.divergences.reduction import masked_sum, upcast
+from relent.divergences.reduction import upcast
 from relent.files import whole
 from relent.language.batches import TokenBatch
 from relent.language.log_probs import token_log_probs
 from relent.language.regulariser import Regulariser
+from relent.methods.alignment.base import Completions
 from relent.methods.alignment.config import ProximalConfig
 from relent.methods.alignment.proximal import ProximalMethod
 from relent.methods.alignment.sft import sft_loss
@@ -245,10 +246,9 @@ class SALSA(ProximalMethod):
 
     def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
         """β log π/π_soup of both completions; with `mean_kl` log π_soup is the mean of two log-probabilities."""
-        sides = [TokenBatch.from_tensors(batch, f"{name}_") for name in ("chosen", "rejected")]
-        ratios = [self.token_log_probs(rows) - self.reference_log_probs(rows) for rows in sides]
-        sums = [masked_sum(values, rows.loss, dim=-1) for values, rows in zip(ratios, sides)]
-        return self.config.beta * torch.stack(sums, 1)
+        rows = [TokenBatch.from_tensors(batch, f"{name}_") for name in ("chosen", "rejected")]
+        sides = [Completions(self.token_log_probs(r), self.reference_log_probs(r), r.loss) for r in rows]
+        return self.config.beta * torch.stack([side.log_ratio() for side in sides], 1)
 
     def reference_network(self) -> CausalLM:
         """The soup."""

@@ -35,6 +35,7 @@ from relent.language.regulariser import ObjectiveDivergence, Regulariser
 from relent.methods.alignment.distributions import PairOutputs, ReferencedPairMethod, pair_rows, sides
 from relent.methods.alignment.masks import TokenMask, activation_mask, mask_sparsity, random_mask, write_masks
 from relent.methods.alignment.preference import positive, preference_loss, reward_diagnostics
+from relent.methods.alignment.tdpo import tdpo_rewards
 from relent.methods.config import MethodConfig, hyperparameter
 
 
@@ -170,10 +171,9 @@ class SparsePO(ReferencedPairMethod):
         return super().regulariser() if kinds == ("unit", "zero") else None
 
     def implicit_rewards(self, batch: dict[str, Tensor]) -> Tensor:
-        """β (u + D), whose difference is the logit of the loss."""
+        """β (u + D), whose difference is the logit of the loss: TDPO1's, of terms with weights."""
         answers, _ = self._answers(batch)
-        sums = [ratios + kls for ratios, kls in (answer.weighted() for answer in answers)]
-        return self.config.beta * torch.stack(sums, 1)
+        return torch.stack([tdpo_rewards(*answer.weighted(), beta=self.config.beta) for answer in answers], 1)
 
     def setup_method(self) -> None:
         """Add the learned masks; a common one is that of the reward."""

@@ -120,11 +120,8 @@ class TDPO(ReferencedPairMethod):
     def _ratios_and_kls(self, batch: dict[str, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """ρ and D, (B,), of preferred completions and of the others."""
         outputs = self.outputs(batch)
-        ratios, kls = (
-            sides(masked_sum(values, outputs.rows.loss, dim=-1))
-            for values in (outputs.log_ratios(), outputs.token_kl())
-        )
-        return ratios, kls
+        kls = masked_sum(outputs.token_kl(), outputs.rows.loss, dim=-1)
+        return sides(outputs.sequence_log_ratios()), sides(kls)
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         config, (ratios, kls) = self.config, self._ratios_and_kls(batch)

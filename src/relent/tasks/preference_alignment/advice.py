@@ -166,14 +166,15 @@ def _within(
     comparison: Mapping[str, Any], scores: Scores, divergences: Mapping[str, str], first: Mapping[str, RunResult]
 ) -> list[dict[str, Any]]:
     """A statement a goal over the runs of one method that differ in nothing but their divergences."""
-    groups: dict[tuple[str, str], set[str]] = {}
+    rests = {label: _rest(first[label]) for label in divergences}
+    groups: dict[tuple[str, str], list[str]] = {}
     for label in divergences:
-        groups.setdefault((first[label].method, repr(_rest(first[label]))), set()).add(label)
+        groups.setdefault((first[label].method, repr(rests[label])), []).append(label)
     groups = {key: labels for key, labels in groups.items() if len({divergences[label] for label in labels}) > 1}
     found = []
     for (method, _), labels in groups.items():
-        alike = [_rest(first[min(others)]) for (other, _), others in groups.items() if other == method]
-        own = _rest(first[min(labels)])
+        alike = [rests[others[0]] for (other, _), others in groups.items() if other == method]
+        own = rests[labels[0]]
         # What tells the group from the method's other groups, and its strength.
         told = [name for name in own if name in STRENGTHS or any(rest.get(name) != own[name] for rest in alike)]
         words = enumerate_words(

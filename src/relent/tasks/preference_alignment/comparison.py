@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relent.compare.results import RunResult, by_label
-from relent.figures import joined, plain, styles
+from relent.figures import STEPS, joined, plain, styles
 from relent.tasks.preference_alignment.advice import seeks_reward, strength
 from relent.tasks.preference_alignment.evaluation import draw_frontier
 from relent.tasks.preference_alignment.image_samples import draw_grid
@@ -27,8 +27,6 @@ GAINS = (
     ("preference_accuracy", "share of preferences agreed with"),
 )
 """Scores that a policy gains by leaving the reference, the first that there is, and their words."""
-STEPS = 16
-"""Pieces of a line between two runs."""
 PANELS, SAMPLES = 6, 4
 """Models side by side, at most, and samples of a caption, in the figure of samples."""
 Curve = list[list[RunResult]]
@@ -139,7 +137,7 @@ def _draw_curve(axes: Axes, curve: Curve, over: str, gained: str, look: dict[str
     """Means over seeds, joined where there is more than one variant, and the seeds themselves."""
     points = [np.array([[run.scores[over], run.scores[gained]] for run in members]) for members in curve]
     means = np.array([values.mean(0) for values in points])
-    axes.plot(*joined(means, STEPS).T, alpha=0.9, markevery=STEPS, **look)
+    axes.plot(*joined(means).T, alpha=0.9, markevery=STEPS, **look)
     for values in points:
         if len(values) > 1:
             axes.plot(*values.T, ls="", marker=".", ms=3, alpha=0.5, color=look["color"])
